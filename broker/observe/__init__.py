@@ -1,0 +1,1 @@
+"""What is seen of a request: one record, and its readers."""

@@ -1,0 +1,1 @@
+"""What outlives a request: the database, and what is forgotten after a while."""

@@ -1,0 +1,1 @@
+"""Bytes: one file out of a request and into another, never held."""

@@ -1,0 +1,55 @@
+"""Request bodies: small JSON ones, checked; and the stream of an upload."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from broker.errors import ClientLeft, InvalidRequest, MalformedRequest, TooLarge, UnsupportedMediaType
+from broker.transfer.multipart import media_type
+
+MAX_JSON_BYTES = 16_384
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def stream(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises :class:`ClientLeft` when it ends before its time."""
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect:
+        raise ClientLeft from None
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """The body as ``model``. Raises a refusal that names every field that is wrong."""
+    if media_type(request.headers.get("content-type", "")) != "application/json":
+        raise UnsupportedMediaType("Send JSON, with 'Content-Type: application/json'.")
+    content = b""
+    async for chunk in stream(request):
+        content += chunk
+        if len(content) > MAX_JSON_BYTES:
+            raise TooLarge(f"The JSON body has more than {MAX_JSON_BYTES:,} bytes.")
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: ValidationError) -> MalformedRequest | InvalidRequest:
+    problems: list[Any] = error.errors(include_url=False, include_input=False, include_context=False)
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        return MalformedRequest("The body is not valid JSON.")
+    return InvalidRequest(
+        " ".join(f"{_place(problem['loc'])}: {problem['msg']}." for problem in problems[:10])
+    )
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """A field's name; not one that the caller made up, which may be of any length."""
+    return ".".join(str(part)[:40] for part in location) or "body"

@@ -1,0 +1,126 @@
+"""What happens around every request: its record, its id, its last-resort answer.
+
+Plain ASGI, so that nothing stands between an upload's bytes and their reader but one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from broker.api.rendering import refusal_response
+from broker.errors import ShuttingDown
+from broker.observe import events, logs
+
+MAX_LOGGED_PATH = 200
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+_SLASHES = re.compile("/{2,}")
+
+
+class RequestBody:
+    """Passes a request's body on and knows how far it was read."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        headers = Headers(scope=scope)
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        self._receive = receive
+        self._started = False
+        self._expects_continue = headers.get("expect", "").lower() == "100-continue"
+        self.is_read = not has_body
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client holds the body back until it is asked for (RFC 9110 §10.1.1)."""
+        return self._expects_continue and not self._started
+
+    async def receive(self) -> Message:
+        self._started = True
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self.is_read = True
+        return message
+
+
+class RequestRecord:
+    """Opens a request's record, gives it an id, and closes the record whatever happens."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        event, body = _open(scope), RequestBody(scope, receive)
+        scope["state"]["body"] = body
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                event.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = event.request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, body.receive, send_with_id)
+        finally:
+            logs.request_ended(event)
+
+
+class LastResort:
+    """Stands innermost, so that an error nobody expected still gets its CORS headers and its id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            await self._answer(ShuttingDown(retry_after_seconds=1), scope, receive, send)
+        except Exception as error:
+            logs.unexpected(error)
+            await self._answer(error, scope, receive, send)
+
+    async def _answer(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        if events.current().status is not None:  # an answer has begun; all that is left is to break it off
+            raise error
+        await refusal_response(Request(scope, receive), error)(scope, receive, send)
+
+
+class OneSlash:
+    """Some clients write ``//v1/…`` when their base URL ends in a slash; they mean ``/v1/…``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "//" in scope["path"]:
+            scope["path"] = _SLASHES.sub("/", scope["path"])
+        await self._app(scope, receive, send)
+
+
+def _open(scope: Scope) -> events.Event:
+    headers = Headers(scope=scope)
+    client = scope.get("client")
+    event = events.Event(
+        method=scope["method"],
+        path=scope["path"][:MAX_LOGGED_PATH],
+        client_ip=client[0] if client else None,
+        origin=headers.get("origin", "")[:MAX_LOGGED_PATH] or None,
+    )
+    events.begin(event)
+    return event

@@ -1,0 +1,108 @@
+"""How a refusal looks on the wire: problem+json (RFC 9457), or Coze's envelope on Coze's own paths."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from broker.errors import InternalError, MalformedRequest, MethodNotAllowed, NotFound, Refusal
+from broker.observe import events
+
+COZE_PREFIX = "/v1/"
+DRAIN_BYTES = 16 * 1024 * 1024
+DRAIN_SECONDS = 5.0
+
+
+class RefusalResponse(JSONResponse):
+    """A refusal. When it comes before the whole body was read, it is sent whole, then what the caller
+    is still sending is drained within bounds, then the connection is closed: a browser that is reset
+    while it sends never shows the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = scope["state"]["body"]
+        if body.is_read:
+            await super().__call__(scope, receive, send)
+            return
+        self.headers["Connection"] = "close"
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        if not body.awaits_continue:
+            await _drain(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def refusal_response(request: Request, error: Exception) -> Response:
+    """The answer for any exception; what it was goes into the request's record."""
+    refusal = as_refusal(error)
+    event = events.current()
+    event.code, event.log, event.logid = refusal.code, refusal.log, refusal.logid or event.logid
+    render = coze_envelope if request.url.path.startswith(COZE_PREFIX) else problem
+    media = "application/json" if render is coze_envelope else "application/problem+json"
+    headers = {
+        **_headers(refusal, request, event),
+        **((error.headers or {}) if isinstance(error, HTTPException) else {}),
+    }
+    return RefusalResponse(render(refusal, event.request_id), refusal.status, headers, media_type=media)
+
+
+def as_refusal(error: Exception) -> Refusal:
+    """Our own refusals as they are, the router's renamed, anything else as an internal error."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, HTTPException):
+        return _OF_ROUTER.get(error.status_code, MalformedRequest)()
+    return InternalError(log=f"{type(error).__name__}: {error}")
+
+
+_OF_ROUTER: dict[int, type[Refusal]] = {404: NotFound, 405: MethodNotAllowed}
+
+
+def problem(refusal: Refusal, request_id: str) -> dict[str, Any]:
+    """RFC 9457's members, and ours: ``code``, ``request_id``, ``retryable``."""
+    members = {
+        "type": f"urn:coze-upload-broker:problem:{refusal.code}",
+        "title": refusal.title,
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "code": refusal.code,
+        "request_id": request_id,
+        "retryable": refusal.retryable,
+    }
+    if refusal.retry_after_seconds is not None:
+        members["retry_after_seconds"] = refusal.retry_after_seconds
+    return members
+
+
+def coze_envelope(refusal: Refusal, request_id: str) -> dict[str, Any]:
+    """What the official clients read: ``code`` and always ``msg``; ``logid`` is Coze's where there is one."""
+    return {
+        "code": refusal.coze_code,
+        "msg": refusal.detail,
+        "detail": {"logid": refusal.logid or request_id},
+    }
+
+
+def _headers(refusal: Refusal, request: Request, event: events.Event) -> dict[str, str]:
+    headers = {"Cache-Control": "no-store", **refusal.headers}
+    if request.url.path.startswith(COZE_PREFIX):
+        headers["X-Tt-Logid"] = refusal.logid or event.request_id
+    return headers
+
+
+async def _drain(receive: Receive) -> None:
+    left = DRAIN_BYTES
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

@@ -1,0 +1,108 @@
+"""POST /token: a short-lived, narrow credential for one upload, and the way it is to go."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from broker.api.bodies import read_json
+from broker.api.services import Services, services
+from broker.auth.api_keys import ApiKey
+from broker.auth.scopes import FILES_UPLOAD, TOKEN_MINT
+from broker.errors import Refusal, SubjectNotAllowed
+from broker.observe import events
+from broker.transfer import filenames
+from broker.transfer.multipart import FILE_FIELD, media_type
+from broker.transfer.policy import RouteWish
+from broker.upstream.coze import UPLOAD_PATH
+
+PROXY_PATH = "/proxy/upload"
+NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+MEDIA_TYPE = r"^[A-Za-z0-9][\w.+-]{0,63}/[A-Za-z0-9][\w.+-]{0,127}(\s*;.{0,200})?$"
+
+
+class TokenRequest(BaseModel):
+    """What a caller says of the upload that it needs a token for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    size: int = Field(ge=0)
+    file_name: str | None = Field(default=None, min_length=1, max_length=10_000)
+    content_type: Annotated[str, StringConstraints(pattern=MEDIA_TYPE)] | None = None
+    sensitive: bool = False
+    subject: str | None = Field(default=None, min_length=1, max_length=200)
+    route: RouteWish = "auto"
+    ttl_seconds: int | None = Field(default=None, ge=1)
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+
+
+async def mint(request: Request) -> JSONResponse:
+    """Authenticate, let the policy choose the route, mint the token that the route needs."""
+    broker = services(request)
+    key = await broker.authenticator.api_key(request.headers, TOKEN_MINT)
+    asked = await read_json(request, TokenRequest)
+    answer = await _mint(broker, key, asked, request.headers.get("origin"))
+    event = events.current()
+    event.route, event.reason, event.bytes_declared = answer["route"], answer["reason"], asked.size
+    return JSONResponse(answer, headers=NO_STORE)
+
+
+async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str | None) -> dict[str, Any]:
+    if key.kind == "publishable" and asked.subject is not None:
+        raise SubjectNotAllowed
+    if asked.file_name is not None:
+        filenames.clean(asked.file_name)
+    ttl_seconds = broker.policy.ttl_seconds(asked.ttl_seconds)
+    route, reason = broker.policy.route(size=asked.size, sensitive=asked.sensitive, wish=asked.route)
+    if route == "direct":
+        try:
+            return {"route": route, "reason": reason, **await _direct(broker, asked, ttl_seconds)}
+        except Refusal as refusal:
+            # The file can still go through the broker, and the answer says why it does.
+            events.current().log = f"no direct token: {refusal.code}: {refusal.log}"
+    reason = "direct_unavailable" if route == "direct" else reason
+    return {"route": "proxy", "reason": reason, **_proxy(broker, key, asked, ttl_seconds, origin)}
+
+
+async def _direct(broker: Services, asked: TokenRequest, ttl_seconds: int) -> dict[str, Any]:
+    assert broker.browser_app is not None  # noqa: S101 - the policy sends nothing direct without one
+    token = await broker.exchange.exchange(broker.browser_app, duration_seconds=ttl_seconds)
+    upload_url = broker.settings.coze_api_base + UPLOAD_PATH
+    return _answer(upload_url, token.value, token.expires_at, token.expires_at - int(time.time()), asked.size)
+
+
+def _proxy(
+    broker: Services, key: ApiKey, asked: TokenRequest, ttl_seconds: int, origin: str | None
+) -> dict[str, Any]:
+    text, token = broker.tokens.mint(
+        subject=asked.subject or key.id,
+        key_id=key.id,
+        ttl_seconds=ttl_seconds,
+        upload_max_seconds=broker.settings.broker_upload_max_seconds,
+        max_bytes=asked.size,
+        content_types=(media_type(asked.content_type),) if asked.content_type else None,
+        origin=origin,
+        sha256=asked.sha256,
+    )
+    event = events.current()
+    event.token_id, event.subject = token.jti, token.subject
+    return _answer(broker.settings.public_url + PROXY_PATH, text, token.expires_at, ttl_seconds, asked.size)
+
+
+def _answer(
+    upload_url: str, access_token: str, expires_at: int, expires_in: int, max_bytes: int
+) -> dict[str, Any]:
+    return {
+        "upload_url": upload_url,
+        "access_token": access_token,
+        "token_type": "Bearer",
+        "expires_in": expires_in,
+        "expires_at": expires_at,
+        "scope": FILES_UPLOAD,
+        "max_bytes": max_bytes,
+        "field": FILE_FIELD,
+    }

@@ -1,0 +1,36 @@
+"""Receipts: the broker's word that Coze stored a file, for an app that hears of it through a browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from broker.auth.signing_keys import KeyRing
+
+TYP = "receipt+jwt"
+AUDIENCE = "coze-upload-broker/receipt"
+
+
+class Receipts:
+    """Signs receipts; anyone can verify them with ``/.well-known/jwks.json``."""
+
+    def __init__(self, ring: KeyRing, issuer: str, now: Callable[[], float] = time.time) -> None:
+        self._ring = ring
+        self._issuer = issuer
+        self._now = now
+
+    def sign(
+        self, *, file_id: str, file_name: str, size: int, sha256: str, subject: str | None, route: str
+    ) -> str:
+        """A JWT (``typ: receipt+jwt``) that says which file of which bytes came from whom, by which route."""
+        claims = {
+            "iss": self._issuer,
+            "aud": AUDIENCE,
+            "iat": int(self._now()),
+            "file_id": file_id,
+            "file_name": file_name,
+            "bytes": size,
+            "sha256": sha256,
+            "route": route,
+        }
+        return self._ring.sign(claims if subject is None else {**claims, "sub": subject}, typ=TYP)

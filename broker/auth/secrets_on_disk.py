@@ -1,0 +1,42 @@
+"""Secrets that the broker makes for itself at its first start, readable by its own user alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+
+def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
+    """What the file holds; where there is none, what ``make`` returns, written there first.
+
+    Two processes that start at once agree: the one that links its file first wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        _write_once(path, make())
+    return path.read_bytes()
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    """Never half a file, never overwritten: written aside, then linked into place."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        path.hardlink_to(aside)
+    except FileExistsError:
+        pass
+    finally:
+        aside.unlink()
+
+
+def pepper(given: str | None, data_dir: Path) -> bytes:
+    """The secret that API keys are hashed with: the given one, or one made and kept in the data folder."""
+    if given is not None:
+        return given.encode()
+    return read_or_make(data_dir / "key-pepper", lambda: secrets.token_hex(32).encode())

@@ -1,0 +1,141 @@
+"""Proxy tokens: what one says, how one is made, when one is refused. Opens no socket; gets the clock.
+
+A token is a JWT (``typ: upload+jwt``) for one upload through this broker and nothing else. ``exp`` is
+the last moment to *start*; ``finish_by`` the last moment to be done.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from broker.auth.scopes import FILES_UPLOAD
+from broker.auth.signing_keys import KeyRing
+from broker.errors import ExpiredCredential, InvalidCredential
+
+TYP = "upload+jwt"
+AUDIENCE = "coze-upload-broker/upload"
+LEEWAY_SECONDS = 5
+MAX_TOKEN_LENGTH = 4096
+
+
+@dataclass(frozen=True)
+class UploadToken:
+    """What a token grants. Times are Unix seconds; ``None`` means not bound."""
+
+    jti: str
+    subject: str
+    key_id: str
+    issued_at: int
+    expires_at: int
+    finish_by: int
+    max_bytes: int
+    content_types: tuple[str, ...] | None = None
+    origin: str | None = None
+    sha256: str | None = None
+
+
+class UploadTokens:
+    """Makes tokens and reads them back."""
+
+    def __init__(self, ring: KeyRing, issuer: str, now: Callable[[], float] = time.time) -> None:
+        self._ring = ring
+        self._issuer = issuer
+        self._now = now
+
+    def mint(
+        self,
+        *,
+        subject: str,
+        key_id: str,
+        ttl_seconds: int,
+        upload_max_seconds: int,
+        max_bytes: int,
+        content_types: tuple[str, ...] | None = None,
+        origin: str | None = None,
+        sha256: str | None = None,
+    ) -> tuple[str, UploadToken]:
+        """A fresh token, as text and as what it says."""
+        now = int(self._now())
+        token = UploadToken(
+            jti=secrets.token_urlsafe(16),
+            subject=subject,
+            key_id=key_id,
+            issued_at=now,
+            expires_at=now + ttl_seconds,
+            finish_by=now + ttl_seconds + upload_max_seconds,
+            max_bytes=max_bytes,
+            content_types=content_types,
+            origin=origin,
+            sha256=sha256,
+        )
+        return self._ring.sign(_claims(token, self._issuer), typ=TYP), token
+
+    def verify(self, text: str) -> UploadToken:
+        """What a token says.
+
+        Raises :class:`InvalidCredential`, or :class:`ExpiredCredential` when it only came too late.
+        """
+        if len(text) > MAX_TOKEN_LENGTH:
+            raise InvalidCredential(log="token too long")
+        claims = self._ring.claims_of(text, typ=TYP)
+        if (
+            claims.get("aud") != AUDIENCE
+            or claims.get("iss") != self._issuer
+            or claims.get("scope") != FILES_UPLOAD
+        ):
+            raise InvalidCredential(
+                log="token for another audience, from another issuer, or of another scope"
+            )
+        self._check_times(claims)
+        return _token(claims)
+
+    def _check_times(self, claims: dict[str, Any]) -> None:
+        now = self._now()
+        for name in ("iat", "nbf", "exp", "finish_by"):
+            if type(claims.get(name)) is not int:
+                raise InvalidCredential(log=f"token without a whole number for {name}")
+        if max(claims["iat"], claims["nbf"]) > now + LEEWAY_SECONDS:
+            raise InvalidCredential(log="token from the future")
+        if claims["exp"] <= now - LEEWAY_SECONDS:
+            raise ExpiredCredential(log="upload token has expired")
+
+
+def _claims(token: UploadToken, issuer: str) -> dict[str, Any]:
+    claims = {
+        "iss": issuer,
+        "aud": AUDIENCE,
+        "sub": token.subject,
+        "jti": token.jti,
+        "iat": token.issued_at,
+        "nbf": token.issued_at,
+        "exp": token.expires_at,
+        "finish_by": token.finish_by,
+        "scope": FILES_UPLOAD,
+        "max_bytes": token.max_bytes,
+        "content_types": token.content_types and list(token.content_types),
+        "origin": token.origin,
+        "sha256": token.sha256,
+        "key_id": token.key_id,
+    }
+    return {name: value for name, value in claims.items() if value is not None}
+
+
+def _token(claims: dict[str, Any]) -> UploadToken:
+    """Our signature vouches for the claims' types."""
+    types = claims.get("content_types")
+    return UploadToken(
+        jti=claims["jti"],
+        subject=claims["sub"],
+        key_id=claims["key_id"],
+        issued_at=claims["iat"],
+        expires_at=claims["exp"],
+        finish_by=claims["finish_by"],
+        max_bytes=claims["max_bytes"],
+        content_types=None if types is None else tuple(types),
+        origin=claims.get("origin"),
+        sha256=claims.get("sha256"),
+    )

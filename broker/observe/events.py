@@ -1,0 +1,60 @@
+"""One record a request, filled along the way and read by the log (and whatever else observes).
+
+No secret may enter it: a token or key shows only as its id.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Event:
+    """What is known of one request. Fields that stay None are left out of the record."""
+
+    request_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    started: float = field(default_factory=time.monotonic)
+    method: str = ""
+    path: str = ""
+    client_ip: str | None = None
+    origin: str | None = None
+    status: int | None = None
+    # who
+    caller: str | None = None
+    key_id: str | None = None
+    token_id: str | None = None
+    subject: str | None = None
+    # what
+    route: str | None = None
+    reason: str | None = None
+    bytes_received: int | None = None
+    bytes_declared: int | None = None
+    file_id: str | None = None
+    # how it ended
+    code: str | None = None
+    log: str | None = None
+    logid: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The record as flat values, without what is not known."""
+        known = {name: getattr(self, name) for name in _RECORDED}
+        known["seconds"] = round(time.monotonic() - self.started, 6)
+        return {name: value for name, value in known.items() if value is not None}
+
+
+_RECORDED = tuple(name for name in Event.__dataclass_fields__ if name != "started")
+_current: ContextVar[Event | None] = ContextVar("event", default=None)
+
+
+def begin(event: Event) -> None:
+    """Make ``event`` the one that ``current`` gives for the rest of this request."""
+    _current.set(event)
+
+
+def current() -> Event:
+    """The record of the request being served; a fresh one outside of a request."""
+    return _current.get() or Event()

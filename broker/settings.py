@@ -1,0 +1,424 @@
+"""Every setting, read once from the environment and ``.env``, checked together, reported together.
+
+A setting's name in the environment is its field's name in capitals. Secrets are ``SecretStr`` and
+can't be printed.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIN_RSA_BITS = 2048
+MIN_SECRET_LENGTH = 32
+COZE_MAX_UPLOAD_BYTES = 536_870_912
+COZE_MAX_TTL_SECONDS = 86_399
+
+
+class SettingsError(Exception):
+    """What is wrong with the settings, all of it at once: ``problems`` has a sentence for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class OAuthApp:
+    """A Coze OAuth app of the JWT kind: who it is, and the key that proves it."""
+
+    client_id: str
+    public_key_id: str
+    private_key: RSAPrivateKey
+
+    def __repr__(self) -> str:
+        return f"OAuthApp({self.client_id!r})"
+
+
+class Settings(BaseSettings):
+    """The settings as they were given. ``load`` is the way to get checked ones."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    # Coze
+    coze_api_base: str = Field(
+        default="",
+        description="Where Coze is: `https://api.coze.cn`, `https://api.coze.com` or your own Coze Studio. "
+        "Required.",
+    )
+    coze_api_token: SecretStr | None = Field(
+        default=None,
+        description="The server's PAT or SAT. Used for the proxy route when no server OAuth app is set.",
+    )
+    coze_jwt_oauth_client_id: str | None = Field(default=None, description="The server's OAuth app: its id.")
+    coze_jwt_oauth_public_key_id: str | None = Field(
+        default=None, description="The server's OAuth app: fingerprint of its public key (`kid`)."
+    )
+    coze_jwt_oauth_private_key: SecretStr | None = Field(
+        default=None,
+        description="The server's OAuth app: its private key as PEM; `\\n` may stand for a line end.",
+    )
+    coze_jwt_oauth_private_key_file_path: Path | None = Field(
+        default=None,
+        description="The server's OAuth app: a file with its private key, instead of the key itself.",
+    )
+    coze_browser_oauth_client_id: str | None = Field(
+        default=None,
+        description="The browser's OAuth app, which may only upload: its id. Without it nothing goes direct.",
+    )
+    coze_browser_oauth_public_key_id: str | None = Field(
+        default=None, description="The browser's OAuth app: fingerprint of its public key (`kid`)."
+    )
+    coze_browser_oauth_private_key: SecretStr | None = Field(
+        default=None,
+        description="The browser's OAuth app: its private key as PEM; `\\n` may stand for a line end.",
+    )
+    coze_browser_oauth_private_key_file_path: Path | None = Field(
+        default=None,
+        description="The browser's OAuth app: a file with its private key, instead of the key itself.",
+    )
+
+    # The server
+    host: str = Field(default="127.0.0.1", description="The address to listen on.")
+    port: int = Field(
+        default=2026, ge=0, le=65535, description="The port to listen on; `0` takes a free one."
+    )
+    broker_public_url: str = Field(
+        default="",
+        description="The broker's address as browsers see it; goes into tokens and answers. "
+        "By default `http://HOST:PORT`.",
+    )
+    broker_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may call the broker, separated by commas: `https://app.example.com`. "
+        "The broker's own page is always allowed.",
+    )
+    broker_data_dir: Path = Field(
+        default=Path("broker-data"), description="Where the database and the generated secrets live."
+    )
+    database_url: str = Field(
+        default="", description="The database, as an SQLAlchemy URL. By default SQLite in `BROKER_DATA_DIR`."
+    )
+    broker_page_publishable_key: str | None = Field(
+        default=None,
+        description="A publishable key for the broker's own page. Without it the page asks for one.",
+    )
+
+    # Policy
+    broker_direct_max_bytes: int = Field(
+        default=10_000_000,
+        ge=0,
+        description="Files smaller than this may go direct; `0` sends everything through.",
+    )
+    broker_max_upload_bytes: int = Field(
+        default=COZE_MAX_UPLOAD_BYTES,
+        ge=1,
+        le=COZE_MAX_UPLOAD_BYTES,
+        description="The largest file that is taken; Coze's own limit is 512 MiB.",
+    )
+    broker_token_ttl_seconds: int = Field(
+        default=120, ge=1, description="How long a token lives when the caller does not say."
+    )
+    broker_token_max_ttl_seconds: int = Field(
+        default=900, ge=1, le=COZE_MAX_TTL_SECONDS, description="The longest life a caller may ask for."
+    )
+    broker_upload_max_seconds: int = Field(
+        default=3600,
+        ge=1,
+        description="How long after its token's expiry an upload that has begun may go on.",
+    )
+
+    # Secrets of our own
+    broker_signing_keys: SecretStr | None = Field(
+        default=None,
+        description="Ed25519 private keys as PEM, one after another; the first signs, all verify. "
+        "By default generated in `BROKER_DATA_DIR`.",
+    )
+    broker_key_pepper: SecretStr | None = Field(
+        default=None,
+        description="The secret that API keys are hashed with, 32 characters or more. "
+        "By default generated in `BROKER_DATA_DIR`.",
+    )
+
+    # Time and load
+    broker_connect_timeout_seconds: float = Field(
+        default=15.0, gt=0, description="How long connecting to Coze may take."
+    )
+    broker_read_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="How long Coze may take to read on, or to answer once it has the whole file.",
+    )
+    broker_client_idle_seconds: float = Field(
+        default=30.0, gt=0, description="How long a caller may send nothing in the middle of an upload."
+    )
+    broker_max_upstream_connections: int = Field(
+        default=64, ge=1, description="How many connections to Coze are open at most."
+    )
+    broker_pool_wait_seconds: float = Field(
+        default=30.0, gt=0, description="How long an upload may wait for a free connection to Coze."
+    )
+    broker_shutdown_grace_seconds: int = Field(
+        default=30, ge=0, description="How long running uploads may go on after SIGTERM."
+    )
+
+    # Logs
+    broker_log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`json`, `console`, or `auto`: coloured on a terminal, JSON elsewhere."
+    )
+    broker_log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least level that is logged."
+    )
+
+    @field_validator("broker_allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("coze_api_base", "broker_public_url")
+    @classmethod
+    def _without_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @property
+    def public_url(self) -> str:
+        """Where the broker is, as others see it; no trailing slash."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - names an address
+        return self.broker_public_url or f"http://{host}:{self.port}"
+
+    @property
+    def public_origin(self) -> str:
+        """The origin of the broker's own page."""
+        return origin_of(self.public_url)
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Every origin whose pages may call the broker."""
+        return tuple(dict.fromkeys((self.public_origin, *self.broker_allowed_origins)))
+
+    @property
+    def coze_host(self) -> str:
+        """Coze's host, with its port where it is not the usual one: the ``aud`` of an assertion."""
+        return urlsplit(self.coze_api_base).netloc
+
+    @property
+    def server_app(self) -> OAuthApp | None:
+        """The OAuth app of the proxy route."""
+        return _oauth_app(self, "coze_jwt_oauth")
+
+    @property
+    def browser_app(self) -> OAuthApp | None:
+        """The OAuth app whose tokens may reach a browser."""
+        return _oauth_app(self, "coze_browser_oauth")
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database as an SQLAlchemy URL with an async driver."""
+        url = self.database_url or f"sqlite:///{(self.broker_data_dir / 'broker.db').absolute()}"
+        scheme, _, rest = url.partition("://")
+        return f"{ASYNC_DRIVERS.get(scheme, scheme)}://{rest}"
+
+
+ASYNC_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+}
+
+
+def load(**overrides: Any) -> Settings:
+    """Read and check the settings; ``overrides`` (by field name) win over the environment.
+
+    Raises :class:`SettingsError` that names every problem.
+    """
+    settings = read(**overrides)
+    found = problems(settings)
+    if found:
+        raise SettingsError(found)
+    return settings
+
+
+def read(**overrides: Any) -> Settings:
+    """Read the settings without checking them against each other; for commands that talk to no Coze."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError([_sentence(problem) for problem in error.errors()]) from None
+
+
+def problems(settings: Settings) -> list[str]:
+    """What keeps the broker from starting with these settings, a sentence for each."""
+    return list(_problems(settings))
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is allowed but unwise, a sentence for each."""
+    found = []
+    server, browser = settings.server_app, settings.browser_app
+    if server and browser and server.client_id == browser.client_id:
+        found.append(
+            "COZE_BROWSER_OAUTH_CLIENT_ID is the server's own app: tokens in browsers can do all that the server can. "
+            "Create a second OAuth app that may only upload."
+        )
+    if server and settings.coze_api_token:
+        found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
+    return found
+
+
+def source_of(name: str) -> str:
+    """Where the value of a field comes from: ``environment``, ``.env`` or ``default``."""
+    env_name = name.upper()
+    if any(key.upper() == env_name and value for key, value in os.environ.items()):
+        return "environment"
+    if any(key.upper() == env_name and value for key, value in dotenv_values(".env").items()):
+        return ".env"
+    return "default"
+
+
+def origin_of(url: str) -> str:
+    """The origin of a URL as a browser writes it: lower case, no port where it is the usual one."""
+    parts = urlsplit(url)
+    usual_port = {"http": 80, "https": 443}.get(parts.scheme)
+    port = "" if parts.port in (None, usual_port) else f":{parts.port}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else (parts.hostname or "")
+    return f"{parts.scheme}://{host}{port}"
+
+
+def is_origin(value: str) -> bool:
+    """Whether ``value`` is exactly what a browser would send in ``Origin``; ``*`` and ``null`` are not."""
+    try:
+        return (
+            urlsplit(value).scheme in ("http", "https")
+            and bool(urlsplit(value).hostname)
+            and origin_of(value) == value
+        )
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    yield from _url_problems("COZE_API_BASE", settings.coze_api_base, required=True)
+    yield from _url_problems("BROKER_PUBLIC_URL", settings.broker_public_url, loopback_only=False)
+    for origin in settings.broker_allowed_origins:
+        if not is_origin(origin):
+            yield (
+                f"BROKER_ALLOWED_ORIGINS: {origin!r} is not an origin. Write it as a browser does, "
+                "like https://app.example.com; '*' is never allowed."
+            )
+    yield from _app_problems(settings, "coze_jwt_oauth")
+    yield from _app_problems(settings, "coze_browser_oauth")
+    if settings.coze_api_token is None and not _is_given(settings, "coze_jwt_oauth"):
+        yield (
+            "COZE_API_TOKEN or the four COZE_JWT_OAUTH_* settings: one of them is needed, "
+            "or nothing can be uploaded through the broker."
+        )
+    if settings.broker_token_ttl_seconds > settings.broker_token_max_ttl_seconds:
+        yield "BROKER_TOKEN_TTL_SECONDS is longer than BROKER_TOKEN_MAX_TTL_SECONDS."
+    pepper = settings.broker_key_pepper
+    if pepper and len(pepper.get_secret_value()) < MIN_SECRET_LENGTH:
+        yield f"BROKER_KEY_PEPPER is shorter than {MIN_SECRET_LENGTH} characters."
+
+
+def _url_problems(
+    name: str, url: str, *, required: bool = False, loopback_only: bool = True
+) -> Iterator[str]:
+    if not url:
+        if required:
+            yield f"{name} is not set. Use https://api.coze.cn or https://api.coze.com, where your account is."
+        return
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        whole = False
+    if not whole or parts.username or parts.query or parts.fragment:
+        yield f"{name}: not an address like https://host[:port]."
+    elif loopback_only and parts.scheme == "http" and not is_loopback(parts.hostname):
+        yield f"{name}: plain http would send credentials in the clear. Use https; http is for loopback only."
+
+
+def _is_given(settings: Settings, prefix: str) -> bool:
+    names = ("client_id", "public_key_id", "private_key", "private_key_file_path")
+    return any(getattr(settings, f"{prefix}_{name}") is not None for name in names)
+
+
+def _app_problems(settings: Settings, prefix: str) -> Iterator[str]:
+    if not _is_given(settings, prefix):
+        return
+    name = prefix.upper()
+    for part in ("client_id", "public_key_id"):
+        if getattr(settings, f"{prefix}_{part}") is None:
+            yield f"{name}_{part.upper()} is not set, but other settings of that OAuth app are."
+    try:
+        _private_key(settings, prefix)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        yield f"{name}_PRIVATE_KEY (or _FILE_PATH): {_key_trouble(error)}"
+
+
+def _key_trouble(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"the file can't be read ({error.strerror})."
+    return f"not an RSA private key of {MIN_RSA_BITS} bits or more in PEM form."
+
+
+def _oauth_app(settings: Settings, prefix: str) -> OAuthApp | None:
+    if not _is_given(settings, prefix):
+        return None
+    return OAuthApp(
+        client_id=getattr(settings, f"{prefix}_client_id"),
+        public_key_id=getattr(settings, f"{prefix}_public_key_id"),
+        private_key=_private_key(settings, prefix),
+    )
+
+
+def _private_key(settings: Settings, prefix: str) -> RSAPrivateKey:
+    text: SecretStr | None = getattr(settings, f"{prefix}_private_key")
+    path: Path | None = getattr(settings, f"{prefix}_private_key_file_path")
+    if text is not None:
+        pem = text.get_secret_value().replace("\\n", "\n").encode()
+    elif path is not None:
+        pem = path.read_bytes()
+    else:
+        raise ValueError
+    return _parse_rsa(pem)
+
+
+@functools.cache
+def _parse_rsa(pem: bytes) -> RSAPrivateKey:
+    """Parsed once: cryptography checks a private key when it loads it, which takes tens of milliseconds."""
+    key = load_pem_private_key(pem, password=None)
+    if not isinstance(key, RSAPrivateKey) or key.key_size < MIN_RSA_BITS:
+        raise ValueError
+    return key
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"]).upper()
+    return f"{name}: {problem['msg']}."

@@ -1,0 +1,118 @@
+"""The database: its tables, and how one is opened. SQLite by default; the URL decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from broker.errors import StoreUnavailable
+
+metadata = sa.MetaData()
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("hint", sa.String(32), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("origins", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("revoked_at", sa.BigInteger, nullable=True),
+)
+
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+)
+
+
+class Database:
+    """A pool of connections to one database.
+
+    Whatever goes wrong in it surfaces as :class:`~broker.errors.StoreUnavailable`, its cause in the log.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.engine = _engine(self.url)
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date; makes the database and its folder where there is none."""
+        if self.url.get_backend_name() == "sqlite" and self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if await self._is_current():
+            return
+        await asyncio.to_thread(_upgrade, self.url.render_as_string(hide_password=False))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A connection whose work is committed at the end, or undone when an error leaves the block."""
+        try:
+            async with self.engine.begin() as connection:
+                yield connection
+        except IntegrityError:
+            raise  # an answer, not a fault: the row is there already
+        except (DBAPIError, PoolTimeoutError, OSError) as error:
+            raise StoreUnavailable(log=f"{type(error).__name__}: {error}") from error
+
+    async def ping(self) -> None:
+        """Raise :class:`StoreUnavailable` unless the database answers."""
+        async with self.transaction() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+    async def _is_current(self) -> bool:
+        """Asked of the database itself: importing the migration tool would double the time to start."""
+        try:
+            async with self.engine.connect() as connection:
+                version = await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        except SQLAlchemyError:
+            return False
+        return bool(version == HEAD_REVISION)
+
+
+HEAD_REVISION = "0001"
+
+
+def _engine(url: sa.URL) -> AsyncEngine:
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(url, pool_pre_ping=True)
+    engine = create_async_engine(url, connect_args={"timeout": 5})
+    sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
+    return engine
+
+
+def _tune_sqlite(connection: Any, _: Any) -> None:
+    """WAL lets readers and the writer work side by side, and survives a crash of the process."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _upgrade(url: str) -> None:
+    from alembic import command  # noqa: PLC0415 - a third of a second, and seldom needed
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", "broker.state:migrations")
+    config.attributes["url"] = url
+    command.upgrade(config, "head")

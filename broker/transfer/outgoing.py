@@ -1,0 +1,93 @@
+"""The body that goes to Coze: the file as it comes in, counted, hashed and limited on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Literal
+
+from broker.errors import DigestMismatch, MalformedMultipart
+from broker.observe import events
+from broker.transfer.incoming import IncomingFile
+from broker.transfer.multipart import Envelope
+from broker.transfer.pace import Pace
+from broker.transfer.policy import too_large
+
+Sent = Literal["nothing", "part", "all"]
+
+
+class OutgoingBody:
+    """Iterated over once, by the HTTP client. Afterwards it tells how far it got, and why it stopped.
+
+    The client may turn an error from in here into one of its own; ``failure`` keeps the real one.
+    """
+
+    def __init__(
+        self, file: IncomingFile, envelope: Envelope, pace: Pace, *, max_bytes: int, sha256: str | None = None
+    ) -> None:
+        self._file = file
+        self._envelope = envelope
+        self._pace = pace
+        self._max_bytes = max_bytes
+        self._announced_sha256 = sha256
+        self._hash = hashlib.sha256()
+        self._event = events.current()
+        self.file_bytes = 0
+        self.sent: Sent = "nothing"
+        self.failure: BaseException | None = None
+
+    @property
+    def content_length(self) -> int | None:
+        """What the body will have, to the byte; None when it can't be known beforehand."""
+        room = self._file.room_bytes
+        return None if room is None else len(self._envelope.head) + room + len(self._envelope.closing)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was read of the file so far, in hex."""
+        return self._hash.hexdigest()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(self._pieces()) as pieces:
+                async for piece in pieces:
+                    self._pace.wait_for("upstream")
+                    yield piece
+                    self._pace.wait_for("client")
+            self._pace.wait_for("answer")
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    async def _pieces(self) -> AsyncGenerator[bytes]:
+        self.sent = "part"
+        yield self._envelope.head
+        async for piece in self._file:
+            self._meter(piece)
+            yield piece
+        end = self._envelope.end(self._padding_bytes())
+        # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
+        self.sent = "all"
+        yield end
+
+    def _meter(self, piece: bytes) -> None:
+        self.file_bytes += len(piece)
+        self._event.bytes_received = self.file_bytes
+        if self.file_bytes > self._max_bytes:
+            raise too_large(self._max_bytes)
+        self._hash.update(piece)
+
+    def _padding_bytes(self) -> int:
+        """How much must follow the form to fill the promised length.
+
+        The last chance to refuse: without the form's end, Coze has no file.
+        """
+        if self._announced_sha256 is not None and self._announced_sha256 != self.sha256:
+            raise DigestMismatch
+        room = self._file.room_bytes
+        if room is None:
+            return 0
+        if room < self.file_bytes:
+            raise MalformedMultipart(log="the form is longer than the request's Content-Length")
+        return room - self.file_bytes

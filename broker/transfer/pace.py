@@ -1,0 +1,80 @@
+"""How long an upload may wait for whom.
+
+There is one alarm for an upload. Each side that is waited for sets it anew, so a large file may take
+its time as long as it moves, and the one deadline that never moves is the token's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from broker.errors import ClientTooSlow, FinishDeadline, NoFreeSlot, OutcomeUnknown, Refusal, UpstreamTimeout
+
+WaitingFor = Literal["client", "slot", "connection", "upstream", "answer"]
+
+_REFUSALS: dict[WaitingFor, type[Refusal]] = {
+    "client": ClientTooSlow,
+    "slot": NoFreeSlot,
+    "connection": UpstreamTimeout,
+    "upstream": UpstreamTimeout,
+    "answer": OutcomeUnknown,
+}
+RETRY_AFTER_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that each side may let the other wait."""
+
+    client: float
+    slot: float
+    connection: float
+    upstream: float
+    answer: float
+
+
+class Pace:
+    """Ends the block that ``kept`` opens when a side takes too long."""
+
+    def __init__(self, patience: Patience, finish_in_seconds: float | None = None) -> None:
+        self._patience = patience
+        self._finish_in_seconds = finish_in_seconds
+        self._finish_at: float | None = None
+        self._waiting_for: WaitingFor = "client"
+        self._alarm: asyncio.Timeout | None = None
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Raises :class:`FinishDeadline`, or the refusal that belongs to the side that was too slow."""
+        loop = asyncio.get_running_loop()
+        if self._finish_in_seconds is not None:
+            self._finish_at = loop.time() + self._finish_in_seconds
+        try:
+            async with asyncio.timeout(None) as self._alarm:
+                self.wait_for("client")
+                yield
+        except TimeoutError:
+            raise self._refusal(loop.time()) from None
+        finally:
+            self._alarm = None
+
+    def wait_for(self, side: WaitingFor) -> None:
+        """From now on ``side`` is the one that has to move."""
+        self._waiting_for = side
+        if self._alarm is None:
+            return
+        at = asyncio.get_running_loop().time() + getattr(self._patience, side)
+        self._alarm.reschedule(at if self._finish_at is None else min(at, self._finish_at))
+
+    def _refusal(self, now: float) -> Refusal:
+        if self._waiting_for != "answer" and self._finish_at is not None and now >= self._finish_at:
+            return FinishDeadline()
+        side = self._waiting_for
+        wait = RETRY_AFTER_SECONDS if side == "slot" else None
+        return _REFUSALS[side](
+            log=f"waited {getattr(self._patience, side):g} s for {side}", retry_after_seconds=wait
+        )

@@ -1,0 +1,110 @@
+"""The HTTP client for Coze, and what its errors mean.
+
+httpx's API on aiohttp's transport: httpx's own pool scans all its connections for every request, which
+collapses under hundreds of uploads, and it loses an answer that comes before the whole body was sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from broker import __version__
+from broker.errors import (
+    OutcomeUnknown,
+    Refusal,
+    UpstreamAborted,
+    UpstreamBadAnswer,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from broker.transfer.outgoing import Sent
+
+MAX_ANSWER_BYTES = 65_536
+USER_AGENT = f"coze-upload-broker/{__version__}"
+
+CLIENT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, OSError)
+"""What a call may raise: the transport lets some of aiohttp's own errors through."""
+
+_TOO_SLOW = (TimeoutError, aiohttp.ServerTimeoutError)
+
+
+def make_client(
+    base_url: str, *, connect_timeout_seconds: float, read_timeout_seconds: float
+) -> httpx.AsyncClient:
+    """A client that sends nothing but what it is told to.
+
+    No proxy or credential from the environment, no cookie kept, no redirect followed. How many
+    connections there may be is for its user to bound. Must be made inside the event loop.
+    """
+    return httpx.AsyncClient(
+        transport=_transport(),
+        base_url=base_url,
+        timeout=httpx.Timeout(
+            connect=connect_timeout_seconds, read=read_timeout_seconds, write=None, pool=None
+        ),
+        headers={"User-Agent": USER_AGENT, "Accept": "application/json", "Accept-Encoding": "identity"},
+        follow_redirects=False,
+        trust_env=False,
+    )
+
+
+def _transport() -> AiohttpTransport:
+    ssl_context = httpx.create_ssl_context(trust_env=False)
+    connector = aiohttp.TCPConnector(ssl=ssl_context, limit=0, keepalive_timeout=30)
+    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+    return AiohttpTransport(verify=ssl_context, client=session)
+
+
+def refusal_for(error: Exception, sent: Sent = "nothing") -> Refusal:
+    """What the client's error means for the caller, given how much of a body had been sent.
+
+    The transport calls many things a connect timeout, so it is the body that tells what happened.
+    """
+    log = f"{type(error).__name__}: {error}"
+    if sent == "all":
+        return OutcomeUnknown(log=log)
+    if isinstance(
+        error, httpx.ReadError | httpx.DecodingError | httpx.RemoteProtocolError | aiohttp.ClientResponseError
+    ):
+        return UpstreamBadAnswer(log=log) if sent == "nothing" else UpstreamAborted(log=log)
+    if sent == "part":
+        return UpstreamAborted(log=log)
+    return UpstreamTimeout(log=log) if _was_too_slow(error) else UpstreamUnreachable(log=log)
+
+
+def _was_too_slow(error: Exception) -> bool:
+    cause = error.__cause__ or error
+    if isinstance(cause, aiohttp.ClientError):
+        return isinstance(cause, _TOO_SLOW)
+    return isinstance(cause, httpx.TimeoutException | TimeoutError)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, whole. ``headers`` finds names in any case."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+
+async def call(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> Answered:
+    """Make a request and read its answer, up to the size that an answer may have.
+
+    Raises one of :data:`CLIENT_ERRORS`, or :class:`UpstreamBadAnswer` for an answer too large to be one.
+    """
+    async with client.stream(method, path, **request) as response:
+        parts, size = [], 0
+        async for part in response.aiter_raw():
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                raise UpstreamBadAnswer(
+                    log=f"more than {MAX_ANSWER_BYTES} bytes, status {response.status_code}"
+                )
+            parts.append(part)
+        return Answered(response.status_code, response.headers, b"".join(parts))
