@@ -1,0 +1,54 @@
+"""One sandbox and one broker for all tests that don't need their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from broker.sandbox.launch import in_subprocess
+from tests.support.broker_process import Broker, running_broker
+from tests.support.sandbox_control import SandboxControl
+
+
+@pytest.fixture(scope="session")
+def session_sandbox() -> Iterator[SandboxControl]:
+    with in_subprocess() as process:
+        yield SandboxControl(process.base_url, dict(process.environment))
+
+
+@pytest.fixture(scope="session")
+def session_broker(
+    session_sandbox: SandboxControl, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    with running_broker(tmp_path_factory.mktemp("broker"), session_sandbox.environment) as broker:
+        yield broker
+
+
+@pytest.fixture
+def sandbox(session_sandbox: SandboxControl) -> Iterator[SandboxControl]:
+    """The sandbox Coze, healed before and after."""
+    session_sandbox.heal()
+    yield session_sandbox
+    session_sandbox.heal()
+
+
+@pytest.fixture
+def broker(session_broker: Broker, sandbox: SandboxControl) -> Broker:
+    """The broker, in front of ``sandbox``."""
+    return session_broker
+
+
+@pytest.fixture
+def client(broker: Broker) -> Iterator[httpx.Client]:
+    """A server's client of the broker, with the secret key."""
+    with httpx.Client(base_url=broker.url, headers=broker.auth(), timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of this test's own."""
+    return tmp_path
