@@ -37,7 +37,6 @@ ROUTES = (
     Route("/proxy/upload", uploads.proxy_upload, methods=["POST"]),
     Route("/v1/files/upload", relay.upload, methods=["POST"]),
     Route("/v1/files/retrieve", relay.retrieve, methods=["GET"]),
-    Route("/v1/{path:path}", relay.unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
     Route("/.well-known/jwks.json", status.jwks),
     Route("/health", status.health),
     Route("/ready", status.ready),

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from broker.api.services import services
 from broker.api.uploads import Grant, relay_file
 from broker.auth.scopes import FILES_READ, FILES_UPLOAD
-from broker.errors import InvalidRequest, NotFound
+from broker.errors import InvalidRequest
 from broker.observe import events
 from broker.upstream.coze import StoredFile
 
@@ -39,11 +39,6 @@ async def retrieve(request: Request) -> JSONResponse:
     stored = await broker.files.retrieve(file_id)
     events.current().logid = stored.logid
     return _envelope(stored, stored.file_name)
-
-
-async def unknown(request: Request) -> JSONResponse:
-    """Any other path of Coze's: refused here, in its envelope, not passed on."""
-    raise NotFound("The broker does not pass this path on to Coze.")
 
 
 def _envelope(stored: StoredFile, file_name: str) -> JSONResponse:
