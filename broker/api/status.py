@@ -38,7 +38,7 @@ async def index(request: Request) -> Response:
     return FileResponse(static_dir() / "index.html", headers=headers)
 
 
-async def health(request: Request) -> JSONResponse:
+async def health(_: Request) -> JSONResponse:
     """Whether the process lives."""
     return JSONResponse({"status": "ok"}, headers=NO_CACHE)
 
@@ -55,13 +55,13 @@ async def jwks(request: Request) -> JSONResponse:
     return JSONResponse(services(request).ring.jwks, headers={"Cache-Control": "public, max-age=300"})
 
 
-async def docs(request: Request) -> FileResponse:
+async def docs(_: Request) -> FileResponse:
     """The API's documentation, from our own host."""
     headers = {**NO_CACHE, "Content-Security-Policy": DOCS_POLICY}
     return FileResponse(static_dir() / "docs" / "index.html", headers=headers)
 
 
-async def openapi(request: Request) -> JSONResponse:
+async def openapi(_: Request) -> JSONResponse:
     """The contract, as JSON."""
     return JSONResponse(contract(), headers=NO_CACHE)
 

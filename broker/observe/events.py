@@ -55,6 +55,11 @@ def begin(event: Event) -> None:
     _current.set(event)
 
 
+def is_open() -> bool:
+    """Whether a request is being served."""
+    return _current.get() is not None
+
+
 def current() -> Event:
     """The record of the request being served; a fresh one outside of a request."""
     return _current.get() or Event()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor
 
+from broker.observe import events
 from broker.observe.events import Event
 
 LogFormat = Literal["auto", "json", "console"]
@@ -47,6 +48,7 @@ def _shared() -> list[Processor]:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _with_request_id,
     ]
 
 
@@ -60,6 +62,13 @@ def _formatter(*, console: bool) -> logging.Formatter:
         foreign_pre_chain=[*_shared(), _without_uvicorn_colours],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
     )
+
+
+def _with_request_id(_: Any, __: str, line: EventDict) -> EventDict:
+    """Whatever is logged while a request is served can be found by its id, the libraries' lines too."""
+    if events.is_open():
+        line.setdefault("request_id", events.current().request_id)
+    return line
 
 
 def _without_uvicorn_colours(_: Any, __: str, event: EventDict) -> EventDict:
