@@ -104,7 +104,7 @@ def test_a_file_that_is_not_there_is_said_in_cozes_words(
 )
 def test_cozes_paths_are_known_by_their_prefix(client: httpx.Client, path: str, status: int) -> None:
     """With doubled slashes, which some clients write, and for paths that are not passed on."""
-    answer = client.get(f"{client.base_url}{path[1:]}")
+    answer = client.get(str(client.base_url).rstrip("/") + path)
     assert answer.status_code == status
     assert answer.json()["code"] != 0
     assert answer.headers["x-tt-logid"] == answer.json()["detail"]["logid"]
@@ -144,7 +144,7 @@ def test_an_upload_that_outlives_its_token_is_stopped(
         token = strict.mint(size=1_000_000, route="proxy", ttl_seconds=1)
 
         def trickle() -> Iterator[bytes]:
-            for _ in range(100):
+            for _ in range(30):
                 yield CSV * 100
                 time.sleep(0.1)
 
