@@ -1,0 +1,236 @@
+/**
+ * Sends a file to Coze by the route of the broker's choice. It goes out again only where that is safe:
+ * - direct: once, through the broker, unless Coze refused the file itself;
+ * - proxy: twice at most, if the broker says `retryable`, or if the last byte had not left (it completes no short upload);
+ * - never if all was sent and the answer lost, as Coze may hold the file: `outcome_unknown`.
+ *
+ * @import { UploadOptions, UploadResult, UploadErrorDetails, TokenAnswer } from './upload-to-coze.js'
+ * @typedef {UploadOptions & { file: Blob, name: string, broker: string }} Job
+ * @typedef {{ url: string, status: number, body?: any, id?: string, moved?: boolean, sent?: boolean }} Answer
+ * @typedef {{ result?: UploadResult, error?: UploadError, again?: boolean }} Verdict
+ */
+
+/** @type {Record<number, string>} */
+const REFUSALS = {
+  4000: 'Coze did not accept the name or content of the file. Does the extension match?',
+  4302: 'The file is too large for Coze.',
+  4303: 'Coze does not take this type of file.',
+  4304: 'Coze cannot read the file.',
+};
+/** Token, quota or Coze itself: the broker may do better. */
+const TROUBLE = [4008, 4009, 4013, 4100, 4101, 4102, 5000, 700012006];
+
+export class UploadError extends Error {
+  /** @param {string} code @param {string} message @param {UploadErrorDetails} [details] */
+  constructor(code, message, { status = 0, retryable = false, requestId, retryAfterSeconds, cause } = {}) {
+    super(message, { cause });
+    this.name = 'UploadError';
+    this.code = code;
+    this.status = status;
+    this.retryable = retryable;
+    this.requestId = requestId;
+    this.retryAfterSeconds = retryAfterSeconds;
+  }
+}
+
+/** @param {Blob} file @param {UploadOptions} options @returns {Promise<UploadResult>} */
+export async function uploadToCoze(file, options) {
+  const total = file.size;
+  if (!total) throw new UploadError('empty_file', 'The file is empty.');
+  const broker = (options.broker ?? new URL(import.meta.url).origin).replace(/\/+$/, '');
+  const name = options.fileName || /** @type {File} */ (file).name || 'upload';
+  const job = { ...options, file, name, broker };
+
+  let grant = await mint(job, job.route);
+  job.onRoute?.({ route: grant.route, reason: grant.reason, fallback: false });
+  for (let retries = 0; ; ) {
+    const direct = grant.route === 'direct';
+    const answer = await send(job, grant);
+    const { result, error, again } = (direct ? readDirect : readProxy)(answer, job);
+    if (result) {
+      job.onProgress?.({ loaded: total, total, percent: 100 });
+      return result;
+    }
+    if (!again || retries > 1) throw error;
+    if (!direct) await pause(job, ++retries, error?.retryAfterSeconds);
+    grant = await mint(job, 'proxy');
+    const reason = answer.status ? 'direct_failed' : 'direct_unreachable';
+    if (direct) job.onRoute?.({ route: 'proxy', reason, fallback: true, cause: error });
+  }
+}
+
+export default uploadToCoze;
+
+/** @param {Job} job @param {UploadOptions['route']} route @returns {Promise<TokenAnswer>} */
+async function mint(job, route) {
+  const { file, name, broker, getToken, publishableKey, sensitive, subject } = job;
+  await file.slice(0, 1).arrayBuffer().catch((cause) => {
+    throw new UploadError('unreadable_file', 'The browser cannot read this file. Is it a folder, or was it changed?', { cause });
+  });
+  const { size, type } = file;
+  const request = JSON.stringify({ size, file_name: name, content_type: type || undefined, sensitive, route, subject });
+  const url = `${broker}/token`;
+  let answer = /** @type {Answer} */ ({ url, status: 200 });
+  if (getToken) {
+    try {
+      answer.body = await abortable(job, (resolve, reject) => void getToken(JSON.parse(request)).then(resolve, reject));
+    } catch (cause) {
+      if (cause instanceof UploadError) throw cause;
+      throw new UploadError('token_failed', 'The app could not get an upload token.', { cause });
+    }
+  } else if (publishableKey) {
+    const ask = () => post(job, url, publishableKey, request);
+    answer = await ask();
+    if (!answer.status || answer.status === 503) {
+      await pause(job, 1, answer.body?.retry_after_seconds);
+      answer = await ask();
+    }
+  } else throw new UploadError('no_credential', 'uploadToCoze needs getToken or publishableKey.');
+
+  const grant = answer.body;
+  if (!answer.status) throw unreachable(answer);
+  if (!grant?.access_token || !grant.upload_url) throw refusal(answer, answer.status >= 500);
+  if (grant.route === 'direct' && (sensitive || route === 'proxy')) {
+    throw new UploadError('wrong_route', 'The token is for the direct route, which this file must not take.');
+  }
+  return grant;
+}
+
+/** @param {Job} job @param {string} url @param {string} key @param {string} body @returns {Promise<Answer>} */
+function post(job, url, key, body) {
+  return abortable(job, (resolve) => {
+    const control = new AbortController();
+    const stop = () => control.abort();
+    setTimeout(stop, 30_000);
+    const headers = { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json' };
+    fetch(url, { method: 'POST', headers, body, credentials: 'omit', signal: control.signal })
+      .then(async (response) => {
+        const { status, headers } = response;
+        resolve({ url, status, body: parse(await response.text()), id: headers.get('x-request-id') });
+      })
+      .catch(() => resolve({ url, status: 0 }));
+    return stop;
+  });
+}
+
+/** One attempt; status 0 is no answer. @param {Job} job @param {TokenAnswer} grant @returns {Promise<Answer>} */
+function send(job, grant) {
+  return abortable(job, (resolve) => {
+    const url = new URL(grant.upload_url, `${job.broker}/`).href;
+    const total = job.file.size;
+    const xhr = new XMLHttpRequest();
+    let sent = false;
+    let loaded = 0;
+    let timer = 0;
+    const progress = (/** @type {number} */ share) => {
+      // Given up when nothing moves; an answer may take thrice as long.
+      clearTimeout(timer);
+      timer = setTimeout(() => xhr.abort(), (grant.route === 'direct' ? 20_000 : 60_000) * (sent ? 3 : 1));
+      loaded = Math.max(loaded, Math.floor(share * total));
+      job.onProgress?.({ loaded, total, percent: Math.min(99, Math.floor((loaded / total) * 100)) });
+    };
+    xhr.upload.onprogress = (event) => progress(event.loaded / event.total);
+    xhr.upload.onload = () => {
+      sent = true;
+      progress(1);
+    };
+    xhr.onloadend = () => {
+      clearTimeout(timer);
+      // Unlike getResponseHeader, silent on what CORS hides.
+      const id = /^x-(?:tt-logid|request-id): *(.+)/im.exec(xhr.getAllResponseHeaders())?.[1];
+      resolve({ url, status: xhr.status, body: parse(xhr.responseText), id, sent, moved: loaded > 0 && !sent });
+    };
+    const form = new FormData();
+    form.append(grant.field || 'file', job.file, job.name);
+    xhr.open('POST', url);
+    xhr.setRequestHeader('Authorization', `Bearer ${grant.access_token}`);
+    progress(0);
+    xhr.send(form);
+    return () => xhr.abort();
+  });
+}
+
+/** Coze's HTTP status says little: its code comes first. @param {Answer} answer @param {Job} job @returns {Verdict} */
+function readDirect(answer, { file, name }) {
+  const { status, body } = answer;
+  const { code, data, msg } = body ?? {};
+  if (!status) return { error: unreachable(answer), again: true };
+  if (code === 0 && data?.id && typeof data.id === 'string' && (data.bytes ?? file.size) === file.size) {
+    const result = { file_id: data.id, file_name: data.file_name ?? name, bytes: file.size, created_at: data.created_at };
+    return { result: { ...result, route: 'direct', logid: answer.id, receipt: null } };
+  }
+  if (!(code > 0)) return { error: refusal(answer), again: true };
+  const error = new UploadError(`coze_${code}`, REFUSALS[code] ?? `Coze refused the upload: ${msg || code}`, { status, requestId: answer.id });
+  const trouble = status >= 500 || [401, 403, 429].includes(status) || TROUBLE.includes(+code);
+  return { error, again: trouble && !/^4(000|3..)$/.test(code) };
+}
+
+/** @param {Answer} answer @param {Job} job @returns {Verdict} */
+function readProxy(answer, { file }) {
+  const { status, body } = answer;
+  // `token_used`: on a connection that broke, a browser may send twice by itself.
+  if ((!status && answer.sent) || body?.code === 'token_used') {
+    const sentence = 'The file was sent, but the answer was lost. Coze may hold it; sending it again may store it twice.';
+    return { error: new UploadError('outcome_unknown', sentence, { status, requestId: answer.id }) };
+  }
+  if (!status) return { error: unreachable(answer), again: true };
+  if (body?.file_id && typeof body.file_id === 'string' && body.bytes === file.size) return { result: { receipt: null, ...body, route: 'proxy' } };
+  const error = refusal(answer);
+  return { error, again: error.retryable && error.code !== 'outcome_unknown' };
+}
+
+/** Problem+json as an error, else `bad_answer`. @param {Answer} answer @param {boolean} [retryable] */
+function refusal({ url, status, body, id }, retryable) {
+  if (typeof body?.code === 'string') {
+    const { code, title, detail = title, request_id: requestId = id, retry_after_seconds: retryAfterSeconds } = body;
+    return new UploadError(code, detail, { status, requestId, retryAfterSeconds, ...body });
+  }
+  return new UploadError('bad_answer', `${new URL(url).origin} gave an unusable answer (HTTP ${status}).`, { status, retryable, requestId: id });
+}
+
+/** A browser does not tell CORS from a dead network. @param {Answer} answer */
+function unreachable({ url, moved }) {
+  const { origin } = new URL(url);
+  const here = location.origin;
+  if (moved || origin === here) {
+    return new UploadError('connection_lost', `The connection to ${origin} was lost.`, { retryable: true });
+  }
+  const sentence = `The browser blocked or lost the connection to ${origin}. If the server is up, add this page's origin ${here} to its allowed origins (CORS).`;
+  return new UploadError('cors_blocked', sentence, { retryable: true });
+}
+
+/** @param {Job} job @param {number} nth @param {number} [seconds] as the broker asked */
+function pause(job, nth, seconds) {
+  const delay = Math.min(seconds || 2 ** nth / 4, 10) + Math.random() / 4;
+  return abortable(job, (resolve) => {
+    const timer = setTimeout(resolve, delay * 1000);
+    return () => clearTimeout(timer);
+  });
+}
+
+/**
+ * A promise that an abort ends at once; `start` may return what stops the work.
+ * @param {Job} job @param {(resolve: (value?: any) => void, reject: (error: any) => void) => any} start @returns {Promise<any>}
+ */
+function abortable({ signal }, start) {
+  let onAbort = () => {};
+  return new Promise((resolve, reject) => {
+    let stop = /** @type {any} */ (undefined);
+    onAbort = () => {
+      reject(new UploadError('aborted', 'The upload was cancelled.'));
+      stop?.();
+    };
+    if (signal?.aborted) return onAbort();
+    signal?.addEventListener('abort', onAbort);
+    stop = start(resolve, reject);
+  }).finally(() => signal?.removeEventListener('abort', onAbort));
+}
+
+/** @param {string} text */
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
