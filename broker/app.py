@@ -14,14 +14,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from broker import opening
 from broker.api import relay, status, tokens, uploads
 from broker.api.middleware import LastResort, OneSlash, RequestRecord
 from broker.api.rendering import refusal_response
 from broker.api.services import Services
 from broker.auth import receipts, signing_keys, upload_tokens
-from broker.auth.api_keys import ApiKeys
 from broker.auth.authenticate import Authenticator
-from broker.auth.secrets_on_disk import pepper
 from broker.errors import Refusal
 from broker.observe import logs
 from broker.settings import Settings, warnings
@@ -84,7 +83,7 @@ def make_services(settings: Settings, database: Database, client: httpx.AsyncCli
         database=database,
         claims=DatabaseClaims(database),
         ring=ring,
-        authenticator=Authenticator(make_keys(settings, database), proxy_tokens),
+        authenticator=Authenticator(opening.api_keys(settings, database), proxy_tokens),
         tokens=proxy_tokens,
         receipts=receipts.Receipts(ring, settings.public_url),
         exchange=exchange,
@@ -93,11 +92,6 @@ def make_services(settings: Settings, database: Database, client: httpx.AsyncCli
             client, _credential(settings, exchange), max_uploads=settings.broker_max_upstream_connections
         ),
     )
-
-
-def make_keys(settings: Settings, database: Database) -> ApiKeys:
-    """The store of API keys; the command line uses it too."""
-    return ApiKeys(database, pepper(_secret(settings.broker_key_pepper), settings.broker_data_dir))
 
 
 def _middleware(settings: Settings) -> list[Middleware]:

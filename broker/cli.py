@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +14,14 @@ import typer
 from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from broker import __version__, settings
@@ -33,6 +41,9 @@ ApiKeyOption = Annotated[
 ]
 DAY_SECONDS = 86_400
 USAGE_ERROR = 2
+TOO_MANY_WORKERS = (
+    "--workers: more than one worker needs shared state in Redis, which this version does not have."
+)
 
 
 def main() -> None:
@@ -54,20 +65,15 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="The port to listen on [PORT]; 0 takes a free one.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="How many processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes.")] = 1,
 ) -> None:
     """Run the broker."""
-    if workers != 1:
-        _stop(
-            ["--workers: more than one worker needs shared state in Redis, which this version does not have."]
-        )
+    if workers > 1:
+        _stop([TOO_MANY_WORKERS, *_problems_of(lambda: settings.load(host=host, port=port))])
+    checked = _or_stop(lambda: settings.load(host=host, port=port))
     from broker.serve import serve as run  # noqa: PLC0415 - so that other commands start fast
 
-    checked = _or_stop(lambda: settings.load(host=host, port=port))
-    try:
-        run(checked)
-    except OSError as error:
-        _stop([f"HOST, PORT: can't listen on {checked.host}:{checked.port} ({error.strerror})."])
+    _or_stop(lambda: run(checked))
 
 
 @app.command()
@@ -96,7 +102,7 @@ def sandbox(
 
 @app.command()
 def upload(
-    files: Annotated[list[Path], typer.Argument(help="The files to upload.", exists=True, dir_okay=False)],
+    files: Annotated[list[Path], typer.Argument(help="The files to upload.")],
     api_key: ApiKeyOption,
     broker: BrokerUrl = "http://127.0.0.1:2026",
     as_json: AsJson = False,
@@ -104,23 +110,21 @@ def upload(
     """Upload files through the broker and print their file_ids."""
     from broker.uploader import BrokerClient, UploadFailedError  # noqa: PLC0415
 
-    client, failed = BrokerClient(broker.rstrip("/"), api_key), 0
-    with _progress() as progress:
-        for path in files:
-            task = progress.add_task(path.name, total=path.stat().st_size or None)
-            try:
-                answer = client.upload(path, _below_100_percent(progress, task, path.stat().st_size))
-            except (UploadFailedError, OSError) as error:
-                failed += 1
-                _say("red", str(path), str(error))
-                continue
-            progress.update(task, completed=path.stat().st_size)
-            _print_line(answer if as_json else f"{answer['file_id']}  {path}")
+    client, failed = BrokerClient(broker, api_key), False
+    for path in files:
+        try:
+            answer = _with_progress(path, client.upload)
+        except UploadFailedError as error:
+            failed = True
+            _say("red", "error", f"{path}: {error}")
+        else:
+            _print_line({"path": str(path), **answer} if as_json else f"{answer['file_id']}  {path}")
     raise typer.Exit(1 if failed else 0)
 
 
 @app.command()
 def token(
+    *,
     size: Annotated[int, typer.Option(help="The file's size in bytes.")],
     api_key: ApiKeyOption,
     broker: BrokerUrl = "http://127.0.0.1:2026",
@@ -140,13 +144,11 @@ def token(
         "sensitive": sensitive,
     }
     try:
-        _print_line(
-            BrokerClient(broker.rstrip("/"), api_key).mint(
-                **{k: v for k, v in asked.items() if v is not None}
-            )
-        )
+        answer = BrokerClient(broker, api_key).mint(**{k: v for k, v in asked.items() if v is not None})
     except UploadFailedError as error:
-        _stop([str(error)])
+        _say("red", "error", str(error))
+        raise typer.Exit(1) from None
+    _print_line(answer)
 
 
 @app.command()
@@ -170,6 +172,7 @@ def config(as_json: AsJson = False) -> None:
 
 @keys.command("create")
 def keys_create(
+    *,
     name: Annotated[str, typer.Option(help="What the key is for.")],
     scope: Annotated[
         list[str] | None, typer.Option(help="What the key may do; give it once for each scope.")
@@ -188,7 +191,7 @@ def keys_create(
 
     wrong = [value for value in origin or [] if not settings.is_origin(value)]
     if wrong:
-        _stop([f"--origin: {value!r} is not an origin like https://app.example.com." for value in wrong])
+        _stop([f"--origin: {settings.not_an_origin(value)}" for value in wrong])
     expires_at = int(time.time()) + expires_in_days * DAY_SECONDS if expires_in_days else 0
     kind = "publishable" if publishable else "secret"
     try:
@@ -232,26 +235,26 @@ def keys_revoke(
 
 def _with_keys(work: Callable[[Any], Awaitable[Result]]) -> Result:
     """Open the store of keys, do one thing with it, close it."""
-    from broker.app import make_keys  # noqa: PLC0415
-    from broker.errors import StoreUnavailable  # noqa: PLC0415
+    given = _or_stop(settings.load_for_store)
+    from broker import opening  # noqa: PLC0415
     from broker.observe import logs  # noqa: PLC0415
     from broker.state.database import Database  # noqa: PLC0415
 
-    given = _or_stop(settings.read)
     logs.configure(given.broker_log_format, "warning")
 
     async def run() -> Result:
         database = Database(given.resolved_database_url)
         try:
             await database.migrate()
-            return await work(make_keys(given, database))
+            return await work(opening.api_keys(given, database))
         finally:
             await database.close()
 
-    try:
-        return asyncio.run(run())
-    except StoreUnavailable as error:
-        _stop([f"DATABASE_URL, BROKER_DATA_DIR: the database can't be used ({error.log})."])
+    def run_and_tell() -> Result:
+        with opening.troubles_told():
+            return asyncio.run(run())
+
+    return _or_stop(run_and_tell)
 
 
 def _described(key: Any) -> dict[str, Any]:
@@ -269,17 +272,25 @@ def _shown(value: Any) -> Any:
         return value
     if isinstance(value, SecretStr):
         return "(set, not shown)"
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    return re.sub("//[^/@]*@", "//(not shown)@", text)
 
 
-def _below_100_percent(progress: Progress, task: Any, size: int) -> Callable[[int], None]:
+def _with_progress(path: Path, send: Callable[..., Result]) -> Result:
     """The last byte sent is not yet a file stored: the bar is full only once there is a file_id."""
-    return lambda sent: progress.update(task, completed=min(sent, int(size * 0.99)))
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), DownloadColumn())
+    # Standard output is left alone: it may be a pipe, and what goes into it must stay whole.
+    with Progress(
+        *columns, TransferSpeedColumn(), console=err, disable=not err.is_terminal, redirect_stdout=False
+    ) as progress:
+        task = progress.add_task(escape(path.name), total=None)
 
+        def show(sent: int, total: int) -> None:
+            progress.update(task, completed=min(sent, int(total * 0.99)), total=total)
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=err)
+        answer = send(path, show)
+        progress.update(task, completed=progress.tasks[task].total)
+    return answer
 
 
 def _print_line(value: Any) -> None:
@@ -292,6 +303,14 @@ def _print_table(headings: tuple[str, ...], rows: list[Any]) -> None:
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     out.print(table, highlight=False)
+
+
+def _problems_of(read: Callable[[], Any]) -> list[str]:
+    try:
+        read()
+    except settings.SettingsError as error:
+        return error.problems
+    return []
 
 
 def _or_stop(read: Callable[[], Result]) -> Result:

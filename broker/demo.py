@@ -95,7 +95,7 @@ def _upload_both(folder: Path, client: BrokerClient) -> None:
 def _sandbox(folder: Path, port: int) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "broker.sandbox", "--port", str(port), "--json"]
     command += ["--credentials-dir", str(folder / "sandbox")]
-    with _process(command, dict(os.environ), stdout=subprocess.PIPE) as process:
+    with _process(command, dict(os.environ), cwd=folder, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None  # noqa: S101 - it was asked for
         line = process.stdout.readline()
         if not line:
@@ -105,8 +105,12 @@ def _sandbox(folder: Path, port: int) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _broker(environment: dict[str, str], url: str) -> Iterator[None]:
-    log = Path(environment["BROKER_DATA_DIR"]) / "broker.log"
-    with log.open("wb") as file, _process([*_BROKER, "serve"], environment, stderr=file) as process:
+    folder = Path(environment["BROKER_DATA_DIR"])
+    log = folder / "broker.log"
+    with (
+        log.open("wb") as file,
+        _process([*_BROKER, "serve"], environment, cwd=folder, stderr=file) as process,
+    ):
         _wait_until_ready(process, url, log)
         yield
 
@@ -116,19 +120,30 @@ _BROKER = (sys.executable, "-m", "broker")
 
 @contextmanager
 def _process(
-    command: list[str], environment: dict[str, str], **pipes: Any
+    command: list[str], environment: dict[str, str], *, cwd: Path, **pipes: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is asked to stop at the end, and made to if it does not."""
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **pipes)  # noqa: S603 - our own
+    """A process that is asked to stop at the end, and made to if it does not.
+
+    It works in a folder of the demo's: a ``.env`` where the demo was called is an operator's, and not
+    meant for it.
+    """
+    process = subprocess.Popen(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, **pipes)  # noqa: S603 - our own
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Not to be interrupted: whoever presses Ctrl-C twice must not leave a process behind."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _environment(folder: Path, coze: dict[str, Any], url: str) -> dict[str, str]:
@@ -137,9 +152,10 @@ def _environment(folder: Path, coze: dict[str, Any], url: str) -> dict[str, str]
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(ours)}
     data_dir = folder / "data"
     data_dir.mkdir(mode=0o700)
+    of_coze: dict[str, str] = coze["environment"]
     return (
         kept
-        | coze["environment"]
+        | of_coze
         | {
             "HOST": "127.0.0.1",
             "PORT": url.rpartition(":")[2],
@@ -162,7 +178,8 @@ def _publishable_key(environment: dict[str, str], origin: str) -> str:
         origin,
         "--json",
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603 - our own
+    folder = environment["BROKER_DATA_DIR"]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=False)  # noqa: S603 - our own
     if done.returncode != 0:
         raise DemoError(f"no key could be made: {done.stderr.decode().strip()}")
     return str(json.loads(done.stdout)["key"])

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import uvicorn
 
+from broker import opening
 from broker.app import create_app
 from broker.observe import logs
-from broker.settings import Settings
+from broker.settings import Settings, SettingsError, http_url
 
 BACKLOG = 4096
+# A little more than a refusal takes to be sent to a client that is still sending.
+LAST_WORDS_SECONDS = 6.0
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then take no more, and let what is running finish within its grace.
 
-    Raises ``OSError`` when the address can't be listened on.
+    Raises :class:`SettingsError` when the address, the data folder or the database can't be used.
     """
     logs.configure(settings.broker_log_format, settings.broker_log_level)
     listener = _listen(settings.host, settings.port)
     settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-    server = uvicorn.Server(_config(settings))
-    logs.info("listening", url=f"http://{settings.host}:{settings.port}", public_url=settings.public_url)
+    with opening.troubles_told():
+        asyncio.run(opening.open_once(settings))
+    server = _Server(_config(settings))
+    logs.info("listening", url=http_url(settings.host, settings.port), public_url=settings.public_url)
     server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Lets an upload that it had to stop tell its client, and the log, before the process ends.
+
+    uvicorn ends the process as soon as it has cancelled what was running.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_SECONDS)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """Bound before anything else starts, so that a busy port is said at once and a free one is known."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise SettingsError([f"HOST, PORT: can't listen on {host}:{port} ({reason})."]) from error
 
 
 def _config(settings: Settings) -> uvicorn.Config:

@@ -7,8 +7,10 @@ can't be printed.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import ipaddress
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from dotenv import dotenv_values
@@ -103,14 +106,15 @@ class Settings(BaseSettings):
     )
     broker_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Origins whose pages may call the broker, separated by commas: `https://app.example.com`. "
-        "The broker's own page is always allowed.",
+        description="Origins whose pages may call the broker, separated by commas: "
+        "`https://app.example.com`. The broker's own page is always allowed.",
     )
     broker_data_dir: Path = Field(
         default=Path("broker-data"), description="Where the database and the generated secrets live."
     )
-    database_url: str = Field(
-        default="", description="The database, as an SQLAlchemy URL. By default SQLite in `BROKER_DATA_DIR`."
+    database_url: SecretStr | None = Field(  # it may hold the database's password
+        default=None,
+        description="The database, as an SQLAlchemy URL. By default SQLite in `BROKER_DATA_DIR`.",
     )
     broker_page_publishable_key: str | None = Field(
         default=None,
@@ -200,8 +204,8 @@ class Settings(BaseSettings):
     @property
     def public_url(self) -> str:
         """Where the broker is, as others see it; no trailing slash."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - names an address
-        return self.broker_public_url or f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - names an address
+        return self.broker_public_url or http_url(host, self.port)
 
     @property
     def public_origin(self) -> str:
@@ -231,8 +235,9 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         """The database as an SQLAlchemy URL with an async driver."""
-        url = self.database_url or f"sqlite:///{(self.broker_data_dir / 'broker.db').absolute()}"
-        scheme, _, rest = url.partition("://")
+        if self.database_url is None:
+            return f"sqlite+aiosqlite:///{(self.broker_data_dir / 'broker.db').absolute()}"
+        scheme, _, rest = self.database_url.get_secret_value().partition("://")
         return f"{ASYNC_DRIVERS.get(scheme, scheme)}://{rest}"
 
 
@@ -248,19 +253,48 @@ def load(**overrides: Any) -> Settings:
 
     Raises :class:`SettingsError` that names every problem.
     """
-    settings = read(**overrides)
-    found = problems(settings)
+    settings, found = _read(overrides)
+    found += problems(settings)
     if found:
         raise SettingsError(found)
     return settings
 
 
-def read(**overrides: Any) -> Settings:
-    """Read the settings without checking them against each other; for commands that talk to no Coze."""
+def load_for_store() -> Settings:
+    """Read the settings and check what the database needs; for commands that talk to no Coze."""
+    settings, found = _read({})
+    found += _store_problems(settings)
+    if found:
+        raise SettingsError(found)
+    return settings
+
+
+def read() -> Settings:
+    """Read the settings as they are, good or bad; ``problems`` tells which.
+
+    Raises :class:`SettingsError`, with every problem, when a value is of no use at all.
+    """
+    settings, found = _read({})
+    if found:
+        raise SettingsError(found + problems(settings))
+    return settings
+
+
+def _read(overrides: dict[str, Any]) -> tuple[Settings, list[str]]:
+    """The settings, and a sentence for each value that can't be one; its default stands in for it,
+    so that the rest can be checked all the same.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        return Settings(**given), []
     except ValidationError as error:
-        raise SettingsError([_sentence(problem) for problem in error.errors()]) from None
+        found = error.errors()
+    except (UnicodeDecodeError, OSError) as error:
+        raise SettingsError(
+            [f".env: the file can't be read as UTF-8 text ({type(error).__name__})."]
+        ) from None
+    defaults = {str(each["loc"][0]): Settings.model_fields[str(each["loc"][0])].default for each in found}
+    return Settings(**{**given, **defaults}), [_sentence(each) for each in found]
 
 
 def problems(settings: Settings) -> list[str]:
@@ -274,8 +308,8 @@ def warnings(settings: Settings) -> list[str]:
     server, browser = settings.server_app, settings.browser_app
     if server and browser and server.client_id == browser.client_id:
         found.append(
-            "COZE_BROWSER_OAUTH_CLIENT_ID is the server's own app: tokens in browsers can do all that the server can. "
-            "Create a second OAuth app that may only upload."
+            "COZE_BROWSER_OAUTH_CLIENT_ID is the server's own app: tokens in browsers can do all "
+            "that the server can. Create a second OAuth app that may only upload."
         )
     if server and settings.coze_api_token:
         found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
@@ -301,16 +335,21 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{host}{port}"
 
 
+def http_url(host: str, port: int) -> str:
+    """The address of a server on this machine; an IPv6 address gets its brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def is_origin(value: str) -> bool:
     """Whether ``value`` is exactly what a browser would send in ``Origin``; ``*`` and ``null`` are not."""
     try:
-        return (
-            urlsplit(value).scheme in ("http", "https")
-            and bool(urlsplit(value).hostname)
-            and origin_of(value) == value
-        )
+        return bool(_ORIGIN.fullmatch(value)) and origin_of(value) == value
     except ValueError:
         return False
+
+
+# Browsers write a host in ASCII; a wildcard is no host, and would match nothing.
+_ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
 
 
 def is_loopback(host: str | None) -> bool:
@@ -328,10 +367,7 @@ def _problems(settings: Settings) -> Iterator[str]:
     yield from _url_problems("BROKER_PUBLIC_URL", settings.broker_public_url, loopback_only=False)
     for origin in settings.broker_allowed_origins:
         if not is_origin(origin):
-            yield (
-                f"BROKER_ALLOWED_ORIGINS: {origin!r} is not an origin. Write it as a browser does, "
-                "like https://app.example.com; '*' is never allowed."
-            )
+            yield f"BROKER_ALLOWED_ORIGINS: {not_an_origin(origin)}"
     yield from _app_problems(settings, "coze_jwt_oauth")
     yield from _app_problems(settings, "coze_browser_oauth")
     if settings.coze_api_token is None and not _is_given(settings, "coze_jwt_oauth"):
@@ -341,9 +377,54 @@ def _problems(settings: Settings) -> Iterator[str]:
         )
     if settings.broker_token_ttl_seconds > settings.broker_token_max_ttl_seconds:
         yield "BROKER_TOKEN_TTL_SECONDS is longer than BROKER_TOKEN_MAX_TTL_SECONDS."
+    token, keys = settings.coze_api_token, settings.broker_signing_keys
+    if token and not _VISIBLE_ASCII.fullmatch(token.get_secret_value()):
+        yield "COZE_API_TOKEN has a blank, a line end or another character that no token has."
+    if keys and not _are_signing_keys(keys.get_secret_value()):
+        yield "BROKER_SIGNING_KEYS: not Ed25519 private keys in PEM form, one after another."
+    yield from _store_problems(settings)
+
+
+def _store_problems(settings: Settings) -> Iterator[str]:
     pepper = settings.broker_key_pepper
     if pepper and len(pepper.get_secret_value()) < MIN_SECRET_LENGTH:
         yield f"BROKER_KEY_PEPPER is shorter than {MIN_SECRET_LENGTH} characters."
+    if settings.database_url is not None:
+        yield from _database_problems(settings.resolved_database_url)
+
+
+_VISIBLE_ASCII = re.compile(r"[!-~]+")
+
+
+def _are_signing_keys(text: str) -> bool:
+    before, *blocks = text.replace("\\n", "\n").split("-----BEGIN ")
+    try:
+        keys = [load_pem_private_key(f"-----BEGIN {block}".encode(), password=None) for block in blocks]
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return not before.strip() and bool(keys) and all(isinstance(key, Ed25519PrivateKey) for key in keys)
+
+
+def _database_problems(url: str) -> Iterator[str]:
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 - most commands need no database
+    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415
+
+    try:
+        driver = make_url(url).drivername
+    except (ArgumentError, ValueError):
+        driver = ""
+    if driver not in ASYNC_DRIVERS.values():
+        yield "DATABASE_URL: not an address like sqlite:///path or postgresql://user:password@host/name."
+    elif driver.endswith("asyncpg") and importlib.util.find_spec("asyncpg") is None:
+        yield "DATABASE_URL: PostgreSQL needs the extra: pip install 'coze-upload-broker[postgresql]'."
+
+
+def not_an_origin(value: str) -> str:
+    """What to tell whoever wrote ``value`` where an origin belongs."""
+    return (
+        f"{value!r} is not an origin. Write it as a browser does, "
+        "like https://app.example.com; '*' is never allowed."
+    )
 
 
 def _url_problems(
@@ -351,14 +432,14 @@ def _url_problems(
 ) -> Iterator[str]:
     if not url:
         if required:
-            yield f"{name} is not set. Use https://api.coze.cn or https://api.coze.com, where your account is."
+            yield f"{name} is not set. Use https://api.coze.cn or https://api.coze.com: your account's own."
         return
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         whole = False
-    if not whole or parts.username or parts.query or parts.fragment:
+    if not whole or "@" in parts.netloc or parts.query or parts.fragment:
         yield f"{name}: not an address like https://host[:port]."
     elif loopback_only and parts.scheme == "http" and not is_loopback(parts.hostname):
         yield f"{name}: plain http would send credentials in the clear. Use https; http is for loopback only."
@@ -376,6 +457,9 @@ def _app_problems(settings: Settings, prefix: str) -> Iterator[str]:
     for part in ("client_id", "public_key_id"):
         if getattr(settings, f"{prefix}_{part}") is None:
             yield f"{name}_{part.upper()} is not set, but other settings of that OAuth app are."
+    if all(getattr(settings, f"{prefix}_private_key{end}") is None for end in ("", "_file_path")):
+        yield f"{name}_PRIVATE_KEY (or _FILE_PATH) is not set, but other settings of that OAuth app are."
+        return
     try:
         _private_key(settings, prefix)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -385,7 +469,7 @@ def _app_problems(settings: Settings, prefix: str) -> Iterator[str]:
 def _key_trouble(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"the file can't be read ({error.strerror})."
-    return f"not an RSA private key of {MIN_RSA_BITS} bits or more in PEM form."
+    return f"not an RSA private key of {MIN_RSA_BITS} bits or more in PEM form, without a passphrase."
 
 
 def _oauth_app(settings: Settings, prefix: str) -> OAuthApp | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import mimetypes
+import os
+import re
+import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -14,7 +18,11 @@ import httpx
 CHUNK_BYTES = 262_144
 TIMEOUT = httpx.Timeout(60.0, read=600.0)
 
-OnProgress = Callable[[int], None]
+OnProgress = Callable[[int, int], None]
+"""Hears how many bytes went out so far, and of how many."""
+
+_KEY = re.compile(r"[!-~]+")
+_NEVER_BEGAN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
 
 
 class UploadFailedError(Exception):
@@ -29,25 +37,23 @@ class BrokerClient:
     api_key: str
     origin: str | None = None
 
-    def upload(self, path: Path, on_progress: OnProgress = lambda _: None) -> dict[str, Any]:
-        """Send a file through the broker; ``on_progress`` hears how many bytes went out so far.
+    def __repr__(self) -> str:
+        return f"BrokerClient({self.url!r})"
 
-        Raises :class:`UploadFailedError`, or ``OSError`` when the file can't be read.
-        """
-        with path.open("rb") as file, httpx.Client(timeout=TIMEOUT, trust_env=False) as client:
-            headers = {
-                **self._headers(),
-                "Content-Type": mimetypes.guess_type(path.name)[0] or "application/octet-stream",
-                "Content-Length": str(path.stat().st_size),
-                "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.name, safe='')}",
-            }
-            body = _read(file.read, on_progress)
-            return _answer(lambda: client.post(f"{self.url}/proxy/upload", content=body, headers=headers))
+    def upload(self, path: Path, on_progress: OnProgress = lambda *_: None) -> dict[str, Any]:
+        """Send a file through the broker. Raises :class:`UploadFailedError`."""
+        headers = self._headers() | {
+            "Content-Type": mimetypes.guess_type(path.name)[0] or "application/octet-stream",
+            "Content-Disposition": f"attachment; filename*=UTF-8''{_quoted(path.name)}",
+        }
+        with _opened(path) as file:
+            headers["Content-Length"] = str(os.fstat(file.fileno()).st_size)
+            body = _unchanging(file, on_progress)
+            return _post(self._address("/proxy/upload"), "file_id", content=body, headers=headers)
 
     def mint(self, **asked: Any) -> dict[str, Any]:
         """A token, as ``POST /token`` answers it. Raises :class:`UploadFailedError`."""
-        with httpx.Client(timeout=TIMEOUT, trust_env=False) as client:
-            return _answer(lambda: client.post(f"{self.url}/token", json=asked, headers=self._headers()))
+        return _post(self._address("/token"), "access_token", json=asked, headers=self._headers())
 
     def upload_by_token(self, path: Path, **asked: Any) -> dict[str, Any]:
         """What a browser does: mint a token, and go the way that its answer names."""
@@ -55,37 +61,108 @@ class BrokerClient:
         headers = {"Authorization": f"Bearer {token['access_token']}"}
         if self.origin:
             headers["Origin"] = self.origin
-        with path.open("rb") as file, httpx.Client(timeout=TIMEOUT, trust_env=False) as client:
+        is_direct = token["route"] == "direct"
+        with _opened(path) as file:
             form = {token["field"]: (path.name, file)}
-            answer = _answer(lambda: client.post(token["upload_url"], files=form, headers=headers))
-        file_id = answer["data"]["id"] if token["route"] == "direct" else answer["file_id"]
+            answer = _post(
+                token["upload_url"], "data" if is_direct else "file_id", files=form, headers=headers
+            )
+        file_id = answer["data"]["id"] if is_direct else answer["file_id"]
         return {"file_id": file_id, "route": token["route"], "reason": token["reason"]}
 
+    def _address(self, path: str) -> str:
+        return self.url.rstrip("/") + path
+
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.api_key}", **({"Origin": self.origin} if self.origin else {})}
+        key = self.api_key.strip()
+        if not _KEY.fullmatch(key):
+            raise UploadFailedError("The API key has characters that no key has. Copy it again, whole.")
+        return {"Authorization": f"Bearer {key}", **({"Origin": self.origin} if self.origin else {})}
 
 
-def _read(read: Callable[[int], bytes], on_progress: OnProgress) -> Iterator[bytes]:
-    sent = 0
-    while chunk := read(CHUNK_BYTES):
-        yield chunk
-        sent += len(chunk)
-        on_progress(sent)
-
-
-def _answer(call: Callable[[], httpx.Response]) -> dict[str, Any]:
+def _quoted(name: str) -> str:
     try:
-        response = call()
-        answer = response.json()
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise UploadFailedError("The file's name is not UTF-8. Rename the file.") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        # Asked before it is opened: opening a pipe would wait for whoever writes to it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UploadFailedError("This is not a file with a size of its own.")
+        file = path.open("rb")
+    except OSError as error:
+        raise UploadFailedError(f"The file can't be read ({error.strerror}).") from error
+    with file:
+        yield file
+
+
+def _unchanging(file: BinaryIO, on_progress: OnProgress) -> Iterator[bytes]:
+    """The file's bytes; the last of them only when it is still the file that it was at first.
+
+    Whoever still writes to it would else have half of it stored and be told that all is well.
+    """
+    before, sent = _state(file), 0
+    size = before[0]
+    while sent < size:
+        chunk = _read(file, min(CHUNK_BYTES, size - sent))
+        sent += len(chunk)
+        if not chunk or (sent == size and _state(file) != before):
+            raise UploadFailedError(
+                "The file changed while it was read, so nothing was stored. Send it again once it is at rest."
+            )
+        yield chunk
+        on_progress(sent, size)
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    now = os.fstat(file.fileno())
+    return now.st_size, now.st_mtime_ns
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:
+        raise UploadFailedError(f"The file can't be read ({error.strerror}).") from error
+
+
+def _post(url: str, expected: str, **request: Any) -> dict[str, Any]:
+    """The answer to a POST, which must be a success and have ``expected`` in it."""
+    try:
+        with httpx.Client(timeout=TIMEOUT, trust_env=False) as client:
+            response = client.post(url, **request)
+    except _NEVER_BEGAN as error:
+        raise UploadFailedError(f"{url} can't be reached: {error}") from error
     except httpx.HTTPError as error:
-        raise UploadFailedError(f"The server can't be reached: {error}") from error
-    except ValueError as error:
-        raise UploadFailedError(f"The server answered {response.status_code} with no JSON.") from error
+        raise UploadFailedError(f"The connection to {url} broke before an answer came: {error}") from error
+    return _checked(response, expected)
+
+
+def _checked(response: httpx.Response, expected: str) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise UploadFailedError(
+            f"{response.url} answered {response.status_code} without JSON. Is it a broker's address?"
+        )
     if response.status_code != 200 or answer.get("code", 0) != 0:  # noqa: PLR2004
         raise UploadFailedError(_sentence(response, answer))
-    return dict(answer)
+    if expected not in answer:
+        raise UploadFailedError(f"{response.url} answered without a {expected}. Is it a broker's address?")
+    return answer
 
 
 def _sentence(response: httpx.Response, answer: dict[str, Any]) -> str:
-    said = answer.get("detail") or answer.get("msg") or "no reason given"
-    return f"{said} ({answer.get('code')}, status {response.status_code}, request {answer.get('request_id', '-')})"
+    """The broker's ``detail``, or Coze's ``msg``: Coze's own ``detail`` is an object."""
+    said = next((answer[name] for name in ("detail", "msg") if isinstance(answer.get(name), str)), "")
+    request_id = response.headers.get("x-request-id") or response.headers.get("x-tt-logid") or "-"
+    return (
+        f"{said or 'No reason was given.'} "
+        f"({answer.get('code')}, status {response.status_code}, request {request_id})"
+    )

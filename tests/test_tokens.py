@@ -104,17 +104,11 @@ def test_each_direct_token_takes_an_exchange_of_its_own(broker: Broker, sandbox:
     assert len(sandbox.events(kind="token", outcome="issued")) == 3
 
 
-def test_no_credential_of_the_servers_is_in_an_answer(broker: Broker, sandbox: SandboxControl) -> None:
+def test_no_credential_of_the_servers_is_in_an_answer(broker: Broker) -> None:
     """Neither the PAT, nor a private key, nor the server app's token: not in answers, not in the log."""
     sent = httpx.post(f"{broker.url}/proxy/upload", headers=broker.auth(), files={"file": ("a.png", PNG)})
     answers = json.dumps([broker.mint(size=1), broker.mint(size=10_000_000), sent.json(), dict(sent.headers)])
     log = broker.log.read_text()
-    (server_exchange,) = [
-        event
-        for event in sandbox.events(kind="token")
-        if event["client_id"] == broker.environment["COZE_JWT_OAUTH_CLIENT_ID"]
-    ] or [None]
-    assert server_exchange is None or server_exchange["outcome"] == "issued"
     secrets = [broker.environment["COZE_API_TOKEN"], broker.secret_key, broker.publishable_key, "PRIVATE KEY"]
     for secret in secrets:
         assert secret not in answers

@@ -71,9 +71,9 @@ class Database:
             raise StoreUnavailable(log=f"{type(error).__name__}: {error}") from error
 
     async def ping(self) -> None:
-        """Raise :class:`StoreUnavailable` unless the database answers."""
+        """Raise :class:`StoreUnavailable` unless the database answers from its tables."""
         async with self.transaction() as connection:
-            await connection.execute(sa.text("SELECT 1"))
+            await connection.execute(sa.select(claims.c.name).limit(1))
 
     async def close(self) -> None:
         """Close every connection."""

@@ -65,7 +65,8 @@ class Broker:
 
     def log_lines(self) -> list[dict[str, Any]]:
         """What it logged so far, parsed; a line that is no JSON fails."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        lines: list[dict[str, Any]] = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return lines
 
     def record(self, request_id: str, seconds: float = 5.0) -> dict[str, Any]:
         """The log's record of one request, which is written once the request is over."""
@@ -73,7 +74,7 @@ class Broker:
         while time.monotonic() < give_up:
             for line in self.log_lines():
                 if line.get("request_id") == request_id and line["event"] == "request":
-                    return line
+                    return dict(line)
             time.sleep(0.02)
         raise AssertionError(f"no record of request {request_id}")
 

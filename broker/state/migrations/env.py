@@ -10,8 +10,14 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from broker.state.database import metadata
 
+# Any number will do, as long as nobody else takes the same lock in this database.
+LOCK = 0xC02E_B40C
+
 
 def _run(connection: Connection) -> None:
+    """Processes that start at once take turns; whoever comes second finds the work done."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_sqlite else f"SELECT pg_advisory_xact_lock({LOCK})")
     context.configure(connection=connection, target_metadata=metadata)
     with context.begin_transaction():
         context.run_migrations()

@@ -1,0 +1,351 @@
+"""Settings are read once, checked together and reported together; what is unsafe does not start."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from broker import settings
+from tests.support.broker_process import clean_environment, run_command
+
+GOOD = {
+    "COZE_API_BASE": "https://api.coze.cn",
+    "COZE_API_TOKEN": "sat_1",
+    "PORT": "0",
+    "BROKER_LOG_FORMAT": "json",
+}
+CANARY = "canary-4711"
+
+
+def pem(key: Any, encryption: Any = None) -> str:
+    text: bytes = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        encryption or serialization.NoEncryption(),
+    )
+    return text.decode()
+
+
+@functools.cache
+def rsa_pem(bits: int = 2048) -> str:
+    return pem(rsa.generate_private_key(65537, bits))
+
+
+def app(prefix: str = "COZE_JWT_OAUTH", **changes: str) -> dict[str, str]:
+    parts = {"CLIENT_ID": "1", "PUBLIC_KEY_ID": "kid", "PRIVATE_KEY": rsa_pem(), **changes}
+    return {f"{prefix}_{name}": value for name, value in parts.items() if value}
+
+
+def serve(folder: Path, *arguments: str, **given: str) -> tuple[int, str]:
+    """``broker serve`` with these settings on top of good ones: its exit code and all that it said."""
+    environment = {**clean_environment(), **GOOD, "BROKER_DATA_DIR": str(folder / "data"), **given}
+    done = run_command("serve", *arguments, environment=environment, cwd=folder)
+    return done.returncode, done.stdout + done.stderr
+
+
+# --- what does not start: each is a sentence, never a trace -----------------------------------------
+
+EC_KEY = pem(ec.generate_private_key(ec.SECP256R1()))
+LOCKED_KEY = pem(ed25519.Ed25519PrivateKey.generate(), serialization.BestAvailableEncryption(b"x"))
+NOT_RSA = "COZE_JWT_OAUTH_PRIVATE_KEY (or _FILE_PATH): not an RSA private key of 2048 bits"
+
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
+    "no upstream": ({"COZE_API_BASE": ""}, "COZE_API_BASE is not set"),
+    "plain http": ({"COZE_API_BASE": "http://api.coze.cn"}, "COZE_API_BASE: plain http"),
+    "no scheme": ({"COZE_API_BASE": "api.coze.cn"}, "COZE_API_BASE: not an address"),
+    "password": ({"COZE_API_BASE": "https://:pw@api.coze.cn"}, "COZE_API_BASE: not an address"),
+    "query": ({"COZE_API_BASE": "https://api.coze.cn?a=1"}, "COZE_API_BASE: not an address"),
+    "bad port": ({"COZE_API_BASE": "https://api.coze.cn:x"}, "COZE_API_BASE: not an address"),
+    "public url": ({"BROKER_PUBLIC_URL": "upload.example.com"}, "BROKER_PUBLIC_URL: not an address"),
+    "no credential": ({"COZE_API_TOKEN": ""}, "COZE_API_TOKEN or the four COZE_JWT_OAUTH_* settings"),
+    "line end in token": ({"COZE_API_TOKEN": "sat_1\nsat_2"}, "COZE_API_TOKEN has a blank"),
+    "no client id": (app(CLIENT_ID=""), "COZE_JWT_OAUTH_CLIENT_ID is not set, but"),
+    "no key id": (app(PUBLIC_KEY_ID=""), "COZE_JWT_OAUTH_PUBLIC_KEY_ID is not set, but"),
+    "no key": (app(PRIVATE_KEY=""), "COZE_JWT_OAUTH_PRIVATE_KEY (or _FILE_PATH) is not set, but"),
+    "half a browser app": ({"COZE_BROWSER_OAUTH_CLIENT_ID": "2"}, "COZE_BROWSER_OAUTH_PUBLIC_KEY_ID is not"),
+    "bad PEM": (app(PRIVATE_KEY="no PEM"), NOT_RSA),
+    "cut PEM": (app(PRIVATE_KEY=rsa_pem()[:300]), NOT_RSA),
+    "EC key": (app(PRIVATE_KEY=EC_KEY), NOT_RSA),
+    "short RSA key": (app(PRIVATE_KEY=rsa_pem(1024)), NOT_RSA),
+    "locked key": (app(PRIVATE_KEY=LOCKED_KEY), NOT_RSA),
+    "no key file": (
+        app(PRIVATE_KEY="", PRIVATE_KEY_FILE_PATH="/nowhere.pem"),
+        "the file can't be read (No such file or directory)",
+    ),
+    "short pepper": ({"BROKER_KEY_PEPPER": "x" * 31}, "BROKER_KEY_PEPPER is shorter than 32"),
+    "signing keys: no PEM": ({"BROKER_SIGNING_KEYS": "x"}, "BROKER_SIGNING_KEYS: not Ed25519"),
+    "signing keys: RSA": ({"BROKER_SIGNING_KEYS": rsa_pem()}, "BROKER_SIGNING_KEYS: not Ed25519"),
+    "signing keys: locked": ({"BROKER_SIGNING_KEYS": LOCKED_KEY}, "BROKER_SIGNING_KEYS: not Ed25519"),
+    "ttl": ({"BROKER_TOKEN_TTL_SECONDS": "901"}, "BROKER_TOKEN_TTL_SECONDS is longer than"),
+    "ttl beyond Coze's": ({"BROKER_TOKEN_MAX_TTL_SECONDS": "86400"}, "BROKER_TOKEN_MAX_TTL_SECONDS: "),
+    "port": ({"PORT": "70000"}, "PORT: Input should be less than"),
+    "no number": ({"BROKER_DIRECT_MAX_BYTES": "10MB"}, "BROKER_DIRECT_MAX_BYTES: Input should be"),
+    "no choice": ({"BROKER_LOG_LEVEL": "loud"}, "BROKER_LOG_LEVEL: Input should be"),
+    "database: no URL": ({"DATABASE_URL": "broker.db"}, "DATABASE_URL: not an address"),
+    "database: another": ({"DATABASE_URL": "mysql://h/d"}, "DATABASE_URL: not an address"),
+    "database: bad port": ({"DATABASE_URL": "postgresql://h:x/d"}, "DATABASE_URL: not an address"),
+    **{
+        f"origin {origin}": ({"BROKER_ALLOWED_ORIGINS": origin}, f"ALLOWED_ORIGINS: {origin!r} is not an")
+        for origin in (
+            *("*", "null", "app.example.com", "file://app", "https://", "https://app.example.com/"),
+            *("https://app.example.com/path", "https://App.example.com", "https://*.example.com"),
+            *("https://app.example.com:443", "https://user@app.example.com", "https://bücher.example"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_unsafe_or_senseless_is_a_problem_with_a_name(
+    case: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    given, sentence = REFUSED[case]
+    monkeypatch.chdir(folder)
+    for name in set(os.environ) - set(clean_environment()):
+        monkeypatch.delenv(name)
+    for name, value in {**GOOD, **given}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.load()
+    assert any(sentence in problem for problem in raised.value.problems), raised.value.problems
+    assert all(problem.endswith(".") for problem in raised.value.problems)
+
+
+def test_serving_is_refused_with_every_problem_at_once(folder: Path) -> None:
+    """A value that can't be read at all does not hide the others, nor does an option."""
+    given = {
+        "COZE_API_BASE": "http://api.coze.cn",
+        "COZE_API_TOKEN": "",
+        "PORT": "high",
+        "BROKER_ALLOWED_ORIGINS": "*,null, https://good.example",
+        "BROKER_KEY_PEPPER": "short",
+        "COZE_BROWSER_OAUTH_CLIENT_ID": "2",
+    }
+    code, said = serve(folder, "--workers", "2", **given)
+    assert code == 2
+    assert said.count("error ") == len(said.splitlines()) == 9
+    for word in (
+        *("--workers", "COZE_API_BASE", "COZE_API_TOKEN", "PORT", "'*'", "'null'", "BROKER_KEY_PEPPER"),
+        *("COZE_BROWSER_OAUTH_PUBLIC_KEY_ID", "COZE_BROWSER_OAUTH_PRIVATE_KEY"),
+    ):
+        assert word in said
+    assert "good.example" not in said
+
+
+def make_nothing(folder: Path) -> None:
+    pass
+
+
+def make_a_file(folder: Path) -> None:
+    (folder / "data").write_text("a file where the folder should be")
+
+
+def make_junk_database(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "broker.db").write_bytes(b"junk" * 1000)
+
+
+def make_junk_keys(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "signing-keys.pem").write_bytes(b"junk")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "given", "sentence"),
+    [
+        pytest.param(make_a_file, {}, "BROKER_DATA_DIR: ", id="the data folder is a file"),
+        pytest.param(make_junk_database, {}, "the database can't be used", id="the database is junk"),
+        pytest.param(make_junk_keys, {}, "signing-keys.pem is damaged", id="the keys are junk"),
+        pytest.param(
+            make_nothing,
+            {"BROKER_DATA_DIR": "/proc/nothing"},
+            "BROKER_DATA_DIR: /proc/nothing",
+            id="no folder",
+        ),
+        pytest.param(
+            make_nothing,
+            {"DATABASE_URL": f"postgresql://user:{CANARY}@127.0.0.1:1/db"},
+            "DATABASE_URL: the database can't be reached",
+            id="the database is away",
+        ),
+        pytest.param(
+            make_nothing, {"HOST": "host.invalid"}, "HOST, PORT: can't listen on", id="no such host"
+        ),
+        pytest.param(
+            make_nothing, {"HOST": "192.0.2.1"}, "HOST, PORT: can't listen on", id="not our address"
+        ),
+    ],
+)
+def test_what_can_only_be_tried_is_said_in_a_sentence_too(
+    folder: Path, prepare: Any, given: dict[str, str], sentence: str
+) -> None:
+    prepare(folder)
+    code, said = serve(folder, **given)
+    assert code == 2
+    assert sentence in said
+    assert said.count("\n") == 1, "one line, no trace"
+    assert CANARY not in said
+
+
+def test_a_port_in_use_is_said_at_once(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, said = serve(folder, "--port", port)
+    assert (code, said) == (
+        2,
+        f"error HOST, PORT: can't listen on 127.0.0.1:{port} (Address already in use).\n",
+    )
+
+
+# --- what starts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.com", "http://localhost:3000", "http://[::1]:3000", "https://my_app.example"],
+)
+def test_what_a_browser_writes_is_an_origin(origin: str) -> None:
+    assert settings.is_origin(origin)
+
+
+@pytest.mark.parametrize("base", ["http://127.0.0.1:8", "http://localhost", "http://[::1]:8", "https://a/b/"])
+def test_https_or_loopback_is_a_good_upstream(base: str) -> None:
+    given = settings.Settings(coze_api_base=base, coze_api_token="x")
+    assert settings.problems(given) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:2026"),
+        ("0.0.0.0", "http://127.0.0.1:2026"),
+        ("::", "http://[::1]:2026"),
+        ("::1", "http://[::1]:2026"),
+    ],
+)
+def test_the_public_url_is_one_that_a_browser_can_open(host: str, url: str) -> None:
+    given = settings.Settings(host=host, port=2026)
+    assert (given.public_url, given.public_origin) == (url, url)
+
+
+def test_a_key_may_have_its_line_ends_written_out() -> None:
+    given = settings.Settings(
+        coze_api_base="https://api.coze.cn",
+        coze_jwt_oauth_client_id="1",
+        coze_jwt_oauth_public_key_id="kid",
+        coze_jwt_oauth_private_key=rsa_pem().replace("\n", "\\n"),
+        broker_signing_keys=pem(ed25519.Ed25519PrivateKey.generate()).replace("\n", "\\n"),
+    )
+    assert settings.problems(given) == []
+    assert given.server_app is not None
+
+
+def test_one_app_for_browser_and_server_is_warned_of(folder: Path) -> None:
+    given = {**app(), **app("COZE_BROWSER_OAUTH")}
+    done = config(folder, **given)
+    assert done.returncode == 0
+    assert "warning COZE_BROWSER_OAUTH_CLIENT_ID is the server's own app" in done.stderr
+    assert "warning COZE_API_TOKEN is not used" in done.stderr
+
+
+# --- broker config --------------------------------------------------------------------------------------
+
+
+def config(folder: Path, *arguments: str, **given: str) -> Any:
+    environment = {**clean_environment(), **GOOD, **given}
+    return run_command("config", *arguments, environment=environment, cwd=folder)
+
+
+def test_config_shows_every_setting_with_its_source(folder: Path) -> None:
+    """The environment wins over ``.env``; an empty value counts as none."""
+    (folder / ".env").write_text(
+        f"RELATED=1\nBROKER_LOG_LEVEL=debug\nCOZE_API_BASE=https://other\nBROKER_KEY_PEPPER={CANARY * 4}\n"
+    )
+    done = config(
+        folder, "--json", BROKER_MAX_UPLOAD_BYTES="1000", HOST="", BROKER_ALLOWED_ORIGINS="http://a,http://b"
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert set(shown) == {name.upper() for name in settings.Settings.model_fields}
+    expected = {
+        "COZE_API_BASE": ("https://api.coze.cn", "environment"),
+        "COZE_API_TOKEN": ("(set, not shown)", "environment"),
+        "BROKER_LOG_LEVEL": ("debug", ".env"),
+        "BROKER_KEY_PEPPER": ("(set, not shown)", ".env"),
+        "BROKER_MAX_UPLOAD_BYTES": (1000, "environment"),
+        "HOST": ("127.0.0.1", "default"),
+        "BROKER_ALLOWED_ORIGINS": ("http://a, http://b", "environment"),
+        "BROKER_SIGNING_KEYS": (None, "default"),
+    }
+    assert {name: (shown[name]["value"], shown[name]["source"]) for name in expected} == expected
+    table = config(folder, COLUMNS="200").stdout
+    assert all(name in table for name in shown)
+
+
+def test_config_names_every_problem_and_fails(folder: Path) -> None:
+    done = config(folder, COZE_API_BASE="", BROKER_ALLOWED_ORIGINS="*")
+    assert done.returncode == 2
+    assert "BROKER_ALLOWED_ORIGINS" in done.stdout, "the settings are shown all the same"
+    assert [line.split()[1].rstrip(":") for line in done.stderr.splitlines()] == [
+        "COZE_API_BASE",
+        "BROKER_ALLOWED_ORIGINS",
+    ]
+    done = config(folder, COZE_API_BASE="", PORT="x")
+    assert done.returncode == 2
+    assert "PORT: " in done.stderr
+    assert "COZE_API_BASE" in done.stderr
+
+
+def test_an_unreadable_env_file_is_a_problem(folder: Path) -> None:
+    (folder / ".env").write_bytes(b"COZE_API_TOKEN=\xff\xfe")
+    done = config(folder)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error .env: the file can't be read as UTF-8 text (UnicodeDecodeError).\n",
+    )
+
+
+SECRETS = {
+    "COZE_API_TOKEN": CANARY,
+    "COZE_JWT_OAUTH_PRIVATE_KEY": CANARY,
+    "COZE_BROWSER_OAUTH_PRIVATE_KEY": CANARY,
+    "BROKER_SIGNING_KEYS": CANARY,
+    "BROKER_KEY_PEPPER": CANARY,
+    "DATABASE_URL": f"postgresql://user:{CANARY}@127.0.0.1:1/db",
+    "COZE_API_BASE": f"https://user:{CANARY}@api.coze.cn",
+}
+
+
+def test_no_secret_is_ever_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by ``config``, nor by a start that fails over them, nor by whoever prints the settings."""
+    said = [config(folder, **SECRETS), config(folder, "--json", **SECRETS)]
+    assert all(CANARY not in done.stdout + done.stderr for done in said)
+    for line_end in ("", "\n"):
+        code, text = serve(folder, **{name: value + line_end for name, value in SECRETS.items()})
+        assert code == 2
+        assert CANARY not in text
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("COZE_API_BASE")
+    given = settings.read()
+    assert given.coze_api_token is not None
+    assert CANARY not in repr(given) + str(given) + str(given.model_dump())
+
+
+def test_every_setting_that_holds_a_secret_says_so() -> None:
+    words = ("token", "private_key", "pepper", "signing", "database_url")
+    known_harmless = {
+        *("broker_token_ttl_seconds", "broker_token_max_ttl_seconds"),
+        *("coze_jwt_oauth_private_key_file_path", "coze_browser_oauth_private_key_file_path"),
+    }
+    for name, field in settings.Settings.model_fields.items():
+        if any(word in name for word in words) and name not in known_harmless:
+            assert "SecretStr" in str(field.annotation), name
