@@ -43,9 +43,10 @@ def clean(name: str) -> str:
 
     Raises :class:`BadFileName` for control characters, hidden reordering, or a name of dots only.
     """
-    base = _FOLDERS.sub("", unicodedata.normalize("NFC", name)).strip()
-    if any(unicodedata.category(char) == "Cc" or char in _BIDI_CONTROLS for char in base):
+    base = _FOLDERS.sub("", unicodedata.normalize("NFC", name))
+    if any(unicodedata.category(char) in ("Cc", "Cs") or char in _BIDI_CONTROLS for char in base):
         raise BadFileName("The file name has control characters. Rename the file and send it again.")
+    base = base.strip()
     if not base.strip(". "):
         raise BadFileName("The file has no name but dots or blanks. Give it a name and send it again.")
     return _cut(base)

@@ -49,6 +49,8 @@ class IncomingFile:
         """
         while not self._ready and not self._whole:
             await self._read()
+        if self._whole and self._reader:
+            self._reader.close()
         if not self._ready:
             raise EmptyFile
         if self._whole:
@@ -58,8 +60,8 @@ class IncomingFile:
 
     @property
     def least_bytes(self) -> int | None:
-        """What the file has at least, as far as the request's length tells: a form may end in CR LF."""
-        return None if self.room_bytes is None else self.room_bytes - (2 if self._reader else 0)
+        """What the file has at least; of a form it is not known before its end, fields may follow."""
+        return self.room_bytes if self._whole or self._reader is None else None
 
     async def _read(self) -> None:
         chunk = await anext(self._body, b"")

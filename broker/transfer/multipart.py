@@ -22,7 +22,8 @@ MAX_OTHER_BYTES = 65_536
 """All that may stand around the file: preamble, fields, part headers, epilogue."""
 MAX_PARTS = 32
 
-_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+# A quote that is never closed is taken to the end: looking for each one's end anew would be quadratic.
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*+\\?(?:"|\Z)', re.DOTALL)
 _EXTENDED_NAME = re.compile(r"""filename\*\s*=\s*([^\s;]+)""", re.IGNORECASE)
 
 
@@ -54,6 +55,8 @@ class FormReader:
         self.ended = False
         self._fed = 0
         self._file_bytes = 0
+        self._chunk = b""
+        self._has_begun = False
         self._parts = 0
         self._part = _Part()
         self._name = b""
@@ -68,20 +71,33 @@ class FormReader:
         """
         self._pieces = []
         try:
-            self._parser.write(chunk)
+            self._parser.write(self._from_first_line(chunk))
         except FormParserError as error:
             raise MalformedMultipart(log=str(error)) from error
-        self._fed += len(chunk)
+        self._fed += len(self._chunk)
         if self._fed - self._file_bytes > MAX_OTHER_BYTES:
             raise MalformedMultipart(f"The form has more than {MAX_OTHER_BYTES:,} bytes besides the file.")
         return self._pieces
 
     def close(self) -> None:
-        """Say that the body is over. Raises when the form was not."""
+        """Say that the body is over. Raises when the form was not, or had no file."""
         if not self.ended:
             raise MalformedMultipart(log="the form's last boundary is missing")
         if self.file is None:
             raise MissingFile
+
+    def _from_first_line(self, chunk: bytes) -> bytes:
+        """The chunk without the line ends before the form.
+
+        The parser would skip more after them or less, depending on how the body is cut.
+        """
+        if not self._has_begun:
+            rest = chunk.lstrip(b"\r\n")
+            self._fed += len(chunk) - len(rest)
+            self._has_begun = bool(rest)
+            chunk = rest
+        self._chunk = chunk
+        return chunk
 
     @property
     def closing_bytes(self) -> int:
@@ -120,7 +136,8 @@ class FormReader:
         if not self._part.is_file:
             return
         if self.head_bytes is None:
-            self.head_bytes = self._fed + start
+            # What the parser held back, as it might have been a boundary, it gives from a buffer of its own.
+            self.head_bytes = self._fed + (start if data is self._chunk else start - end)
         self._file_bytes += end - start
         self._pieces.append(data if end - start == len(data) else data[start:end])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from broker.errors import (
 MAX_RETRY_AFTER_SECONDS = 60
 DEFAULT_RETRY_AFTER_SECONDS = 2
 MAX_LOGGED_MESSAGE = 300
+LOGID = re.compile(r"[!-~]{1,128}")
 NOT_AUTHENTICATED = frozenset({4100, 700012006})
 """Codes that mean that the credential itself is no good, whatever the status."""
 
@@ -56,7 +58,8 @@ _OF_STATUS: dict[int, type[Refusal]] = {
 }
 _OUT_OF_CREDIT = frozenset({4011, 4019, 4020, 4022, 4027, 4028})
 _SENTENCES = {
-    4000: "Coze refused the file: its content must fit its extension. Name it for what it is, and send it again.",
+    4000: "Coze refused the file: its content must fit its extension. Name it for what it is, "
+    "and send it again.",
     4101: "The broker's own credential lacks a permission at Coze. Tell the operator the request id.",
     4102: "Coze's risk control refused the file.",
 }
@@ -75,7 +78,7 @@ def judge(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
 
     ``headers`` must find names in lower case.
     """
-    logid = headers.get("x-tt-logid") or headers.get("x-log-id")
+    logid = logid_of(headers)
     body = _json_object(content)
     code = None if body is None else _code(body)
     if body is not None and code == 0 and status < 300:  # noqa: PLR2004 - HTTP's own border
@@ -91,6 +94,12 @@ def retry_after_seconds(value: str | None, now: float | None = None) -> int:
     if seconds is None:
         seconds = _seconds_until(value, time.time() if now is None else now)
     return int(min(max(seconds, 1), MAX_RETRY_AFTER_SECONDS))
+
+
+def logid_of(headers: Mapping[str, str]) -> str | None:
+    """Coze's id for its answer; it goes into a header of ours, so only what can stand there is taken."""
+    logid = headers.get("x-tt-logid") or headers.get("x-log-id") or ""
+    return logid if LOGID.fullmatch(logid) else None
 
 
 def _refusal(

@@ -115,7 +115,7 @@ def _stored_file(answer: Answer) -> StoredFile:
     data = answer.body.get("data")
     try:
         return StoredFile(logid=answer.logid, **_fields(data if isinstance(data, dict) else {}))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UpstreamBadAnswer(log=f"no file in the answer: {error!r}", logid=answer.logid) from error
 
 

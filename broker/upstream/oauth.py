@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import jwt
 
 from broker.errors import Refusal, UpstreamBadAnswer, UpstreamBusy, UpstreamCredentialRefused, UpstreamFailed
 from broker.settings import OAuthApp
-from broker.upstream.answers import retry_after_seconds
+from broker.upstream.answers import logid_of, retry_after_seconds
 from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for
 
 TOKEN_PATH = "/api/permission/oauth2/token"  # noqa: S105 - a path
@@ -29,6 +30,7 @@ CLOCK_SKEW_SECONDS = 10
 JTI_BYTES = 32
 SERVER_TOKEN_SECONDS = 3600
 REFRESH_MARGIN_SECONDS = 60
+TOKEN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -137,16 +139,23 @@ def _access_token(answered: Answered) -> AccessToken:
     body = _object(answered.content)
     if answered.status == 200 and "error_code" not in body:  # noqa: PLR2004
         try:
-            return AccessToken(str(body["access_token"]), int(body["expires_in"]))
-        except (KeyError, TypeError, ValueError) as error:
+            return AccessToken(_token_value(body["access_token"]), int(body["expires_in"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UpstreamBadAnswer(
                 "Coze's answer to the token request can't be used.", log=repr(error)
             ) from error
     raise _refusal(answered, body)
 
 
+def _token_value(value: Any) -> str:
+    """A token as it may stand in a header (RFC 6750 §2.1)."""
+    if not isinstance(value, str) or not TOKEN.fullmatch(value):
+        raise ValueError("access_token")
+    return value
+
+
 def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
-    logid = answered.headers.get("x-tt-logid")
+    logid = logid_of(answered.headers)
     message = (
         f"token exchange: status {answered.status}, {body.get('error_code')}: {body.get('error_message')}"
     )
@@ -165,6 +174,6 @@ def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
 def _object(content: bytes) -> dict[str, Any]:
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"error_message": "no JSON"}
     return body if isinstance(body, dict) else {"error_message": "no JSON object"}

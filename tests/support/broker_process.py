@@ -84,7 +84,7 @@ class Broker:
         while time.monotonic() < give_up:
             for line in reversed(self.log_lines()):
                 if line.get("path") == path and expected.items() <= line.items():
-                    return line
+                    return dict(line)
             time.sleep(0.02)
         raise AssertionError(f"no record of {path} with {expected}")
 

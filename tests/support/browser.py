@@ -62,9 +62,12 @@ class Tab:
     """Errors and warnings on the console, violated policies among them, and errors that nobody caught."""
 
     def __post_init__(self) -> None:
+        self._debugger = self.page.context.new_cdp_session(self.page)
         self.page.on("request", self._note_request)
         self.page.on("console", self._note_message)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        # Asked for only when a chooser is awaited, it comes too late for the key that opens one.
+        self.page.on("filechooser", lambda _: None)
 
     def _note_request(self, request: Request) -> None:
         self.requests.append(request)
@@ -91,9 +94,8 @@ class Tab:
 
     def slow_down(self, bytes_per_second: int) -> None:
         """What it sends goes no faster than this; -1 lifts it."""
-        session = self.page.context.new_cdp_session(self.page)
         speed = {"downloadThroughput": -1, "uploadThroughput": bytes_per_second}
-        session.send("Network.emulateNetworkConditions", {"offline": False, "latency": 0, **speed})
+        self._debugger.send("Network.emulateNetworkConditions", {"offline": False, "latency": 0, **speed})
 
 
 @contextmanager

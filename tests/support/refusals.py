@@ -38,12 +38,17 @@ def record_of(broker: Broker, request_id: str, seconds: float = 5.0) -> dict[str
     """The log's record of a request; looks at whole lines from the end, and parses one."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
-        for line in reversed(broker.log.read_text().splitlines(keepends=True)):
-            if request_id in line and '"event": "request"' in line and line.endswith("\n"):
+        for line in reversed(whole_lines(broker)):
+            if request_id in line and '"event": "request"' in line:
                 record: dict[str, Any] = json.loads(line)
                 return record
         time.sleep(0.02)
     raise AssertionError(f"no record of request {request_id}")
+
+
+def whole_lines(broker: Broker) -> list[str]:
+    """The log's lines; the last one may be half written still, and is left out then."""
+    return broker.log.read_text().split("\n")[:-1]
 
 
 def assert_refused(

@@ -1,0 +1,158 @@
+"""The client leaves midway, or says nothing more: Coze gets no file, and nobody else notices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from broker.errors import ClientLeft, ClientTooSlow
+from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
+from tests.support.raw_http import FORM_TYPE, Connection, head, part
+from tests.support.refusals import PROXY, SHAPES, assert_no_secret, assert_refused, whole_lines
+from tests.support.sandbox_control import SandboxControl
+
+SENT = 300_000
+"""More than fits between the caller and Coze, so that some of it has arrived there."""
+
+Leaving = Callable[[Connection], None]
+
+
+@pytest.fixture(scope="module")
+def narrow_broker(
+    session_sandbox: SandboxControl, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """A broker with one connection to Coze, that waits one second for a caller."""
+    settings = {"BROKER_MAX_UPSTREAM_CONNECTIONS": "1", "BROKER_CLIENT_IDLE_SECONDS": "1"}
+    folder = tmp_path_factory.mktemp("narrow")
+    with running_broker(folder, session_sandbox.environment, **settings) as broker:
+        yield broker
+        assert_no_secret(broker.log.read_text())
+
+
+def begin_upload(broker: Broker, path: str, framing: dict[str, str], body: bytes) -> Connection:
+    headers = broker.auth() | {"Origin": PAGE_ORIGIN, "Content-Type": FORM_TYPE} | framing
+    connection = Connection(broker.url)
+    connection.send(head(path, [*headers.items()]) + body)
+    return connection
+
+
+def upload_whole(broker: Broker, content: bytes = b"a,b") -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    answer = httpx.post(
+        broker.url + PROXY, files={"file": ("a.csv", content)}, headers=broker.auth(), timeout=30
+    )
+    assert (answer.status_code, answer.json().get("sha256")) == (200, digest), answer.text
+
+
+def records_of_leaving(broker: Broker, after_line: int) -> list[dict[str, Any]]:
+    """The records of clients that left, once there is one."""
+    give_up = time.monotonic() + 5
+    while time.monotonic() < give_up:
+        lines = [json.loads(line) for line in whole_lines(broker)[after_line:]]
+        if found := [line for line in lines if line.get("code") == ClientLeft.code]:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("no client left")
+
+
+def half_close(connection: Connection) -> None:
+    connection.socket.shutdown(socket.SHUT_WR)
+
+
+def close(connection: Connection) -> None:
+    connection.socket.close()
+
+
+LEAVING: dict[str, Leaving] = {"FIN": close, "half-close": half_close, "RST": Connection.reset}
+FRAMING = {
+    "with length": ({"Content-Length": "10000000"}, part(b"")[:-2] + b"x" * SENT),
+    "chunked": (
+        {"Transfer-Encoding": "chunked"},
+        b"%x\r\n%b\r\n%x\r\n%b\r\n" % (len(part(b"")) - 2, part(b"")[:-2], SENT, b"x" * SENT),
+    ),
+    "chunked, in mid-chunk": (
+        {"Transfer-Encoding": "chunked"},
+        b"%x\r\n%b\r\nffffff\r\n%b" % (len(part(b"")) - 2, part(b"")[:-2], b"x" * SENT),
+    ),
+}
+
+
+@pytest.mark.parametrize("path", SHAPES)
+@pytest.mark.parametrize(("framing", "body"), FRAMING.values(), ids=FRAMING)
+@pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
+def test_a_client_that_leaves_midway(
+    narrow_broker: Broker,
+    sandbox: SandboxControl,
+    *,
+    path: str,
+    framing: dict[str, str],
+    body: bytes,
+    leave: Leaving,
+) -> None:
+    """Coze's connection is broken off, the record says how far it got, and the one slot is free again."""
+    before = len(whole_lines(narrow_broker))
+    connection = begin_upload(narrow_broker, path, framing, body)
+    sandbox.wait_for(lambda: any(event["body_bytes"] > 0 for event in sandbox.events(kind="upload")))
+    leave(connection)
+    (event,) = sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="aborted"))
+    assert (event["file_id"], event["status"]) == (None, None)
+    (record,) = records_of_leaving(narrow_broker, before)
+    assert record["path"] == path
+    assert 0 < record["bytes_received"] <= SENT
+    assert record["status"] == ClientLeft.status
+    upload_whole(narrow_broker)
+    assert len(sandbox.events(outcome="stored")) == 1
+    connection.socket.close()
+
+
+@pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
+@pytest.mark.parametrize("body", [b"", part(b"")[:40]], ids=["nothing", "half a header"])
+def test_a_client_that_leaves_before_its_file(
+    narrow_broker: Broker, sandbox: SandboxControl, body: bytes, leave: Leaving
+) -> None:
+    """Coze never hears of it."""
+    before = len(whole_lines(narrow_broker))
+    connection = begin_upload(narrow_broker, PROXY, {"Content-Length": "100000"}, body)
+    leave(connection)
+    assert len(records_of_leaving(narrow_broker, before)) == 1
+    assert sandbox.events(kind="upload") == []
+    connection.socket.close()
+
+
+@pytest.mark.parametrize("path", SHAPES)
+@pytest.mark.parametrize(
+    "body", [b"", part(b"")[:40], part(b"x" * SENT)], ids=["nothing", "half a header", "half a file"]
+)
+def test_a_client_that_falls_silent_is_told_so(
+    narrow_broker: Broker, sandbox: SandboxControl, path: str, body: bytes
+) -> None:
+    with begin_upload(narrow_broker, path, {"Content-Length": "10000000"}, body) as connection:
+        answer = connection.answer()
+    assert_refused(narrow_broker, answer, ClientTooSlow, path)
+    upload_whole(narrow_broker)
+    assert len(sandbox.events(outcome="stored")) == 1
+
+
+def test_others_do_not_notice(broker: Broker, sandbox: SandboxControl) -> None:
+    """Twenty clients leave while one sends 20 MB; its file arrives equal to the byte."""
+    content = secrets.token_bytes(10_000_000).hex().encode()
+    bystander = threading.Thread(target=upload_whole, args=(broker, content))
+    bystander.start()
+    for number in range(20):
+        body = part(b"x" * SENT)
+        connection = begin_upload(broker, PROXY, {"Content-Length": "10000000"}, body)
+        (Connection.reset if number % 2 else close)(connection)
+    bystander.join()
+    (stored,) = sandbox.events(outcome="stored")
+    assert stored["file_bytes"] == 20_000_000
+    sandbox.wait_for(lambda: sandbox.events(outcome="open") == [])
+    assert len(sandbox.events(outcome="stored")) == 1

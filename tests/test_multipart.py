@@ -1,0 +1,279 @@
+"""Forms: however a body is cut, the same file or the same refusal; and the form that goes to Coze."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from python_multipart.multipart import MultipartParser
+from starlette.datastructures import Headers
+
+from broker.errors import (
+    BadFileName,
+    EmptyFile,
+    MalformedMultipart,
+    MissingFile,
+    Refusal,
+    SeveralFiles,
+    TooLarge,
+)
+from broker.transfer import multipart
+from broker.transfer.incoming import IncomingFile, open_file
+from broker.transfer.multipart import Envelope, FormReader
+from broker.transfer.outgoing import OutgoingBody
+from broker.transfer.pace import Pace, Patience
+from tests.support.raw_http import BOUNDARY, FORM_TYPE, form, part
+
+DELIMITER = b"\r\n--" + BOUNDARY.encode()
+NEAR = (
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"-",
+    b"--",
+    DELIMITER[:-1],
+    DELIMITER[2:],
+    DELIMITER[:5],
+    BOUNDARY.encode(),
+    b"x",
+)
+HEAD_BYTES = len(part(b"")) - len(b"\r\n")
+CONTENTS = {
+    "one byte": b"x",
+    "a CR first": b"\rx",
+    "a line end first": b"\r\nx",
+    "line ends only": b"\r\n\r\n",
+    "a boundary but for its last byte": DELIMITER[:-1],
+    "a boundary without its line end": DELIMITER[2:] + b"--",
+    "boundaries that break off": DELIMITER[:-1] + DELIMITER[:-1] + b"\r" + DELIMITER[:9],
+    "a boundary that goes on": DELIMITER + b"x" + DELIMITER + b"-x" + DELIMITER + b"\rx",
+}
+SOUND = {
+    **{name: form(part(content)) for name, content in CONTENTS.items()},
+    "without the last line end": form(part(b"a,b"), end=b""),
+    "a field before": form(part(b"v", "purpose", None), part(b"a,b")),
+    "a field after": form(part(b"a,b"), part(b"v", "purpose", None)),
+    "line ends before the first boundary": b"\r\n\r\n" + form(part(b"a,b")),
+    "an epilogue": form(part(b"a,b"), end=b"\r\nepilogue"),
+}
+BROKEN: dict[str, tuple[bytes, type[Refusal]]] = {
+    "nothing": (b"", MalformedMultipart),
+    "no form": (b"a,b\r\n", MalformedMultipart),
+    "a preamble after a line end": (b"\r\njunk" + form(part(b"a,b")), MalformedMultipart),
+    "another boundary": (form(part(b"a,b")).replace(BOUNDARY.encode(), b"another"), MalformedMultipart),
+    "no end": (part(b"a,b"), MalformedMultipart),
+    "an end that breaks off": (part(b"a,b") + DELIMITER + b"-", MalformedMultipart),
+    "no part": (form(), MissingFile),
+    "no file": (form(part(b"v", "file", None)), MissingFile),
+    "no name": (form(part(b"a,b", "file", b"")), MissingFile),
+    "another field": (form(part(b"a,b", "upload")), MissingFile),
+    "two files": (form(part(b"a,b"), part(b"c,d")), SeveralFiles),
+    "a bad name": (form(part(b"a,b", "file", b"a\0b.csv")), BadFileName),
+    "a part without a disposition": (form(b"--%b\r\nX: y\r\n\r\nv" % BOUNDARY.encode()), MalformedMultipart),
+    "a header without a colon": (form(part(b"a,b", "file", b"a.csv", b"nonsense")), MalformedMultipart),
+    "too many headers": (form(part(b"a,b", "file", b"a.csv", *[b"X: y"] * 8)), MalformedMultipart),
+    "a header too long": (form(part(b"a,b", "file", b"a" * 16_384)), MalformedMultipart),
+    "too many parts": (form(*[part(b"v", "v", None)] * 33), MalformedMultipart),
+    "too large a field": (form(part(b"v" * 66_000, "v", None), part(b"a,b")), MalformedMultipart),
+}
+
+
+def read(pieces: Iterable[bytes]) -> tuple[bytes, str, int | None] | type[Refusal]:
+    """What a reader makes of a body in these pieces."""
+    reader, found = FormReader(BOUNDARY.encode()), b""
+    try:
+        for piece in pieces:
+            found += b"".join(reader.feed(piece))
+        reader.close()
+    except Refusal as refusal:
+        return type(refusal)
+    assert reader.file is not None
+    return found, reader.file.file_name, reader.head_bytes
+
+
+def cut(body: bytes, places: Iterable[int]) -> Iterator[bytes]:
+    start = 0
+    for place in sorted(places):
+        yield body[start:place]
+        start = place
+    yield body[start:]
+
+
+@pytest.mark.parametrize("body", SOUND.values(), ids=SOUND)
+def test_a_sound_form_reads_the_same_wherever_it_is_cut(body: bytes) -> None:
+    whole = read([body])
+    assert isinstance(whole, tuple), whole
+    content, _, head_bytes = whole
+    assert head_bytes is not None
+    assert body[head_bytes:].startswith(content)
+    assert all(read(cut(body, [place])) == whole for place in range(len(body)))
+    assert read(body[i : i + 1] for i in range(len(body))) == whole
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_a_file_may_hold_what_looks_like_a_boundary(content: bytes) -> None:
+    whole = read([form(part(content))])
+    assert whole == (content, "data.csv", HEAD_BYTES)
+
+
+@pytest.mark.parametrize(("body", "refusal"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_form_is_refused_the_same_way_wherever_it_is_cut(
+    body: bytes, refusal: type[Refusal]
+) -> None:
+    assert read([body]) is refusal
+    places = range(len(body)) if len(body) < 1000 else range(0, len(body), 997)
+    assert all(read(cut(body, [place])) is refusal for place in places)
+    assert read(body[i : i + 1] for i in range(len(body))) is refusal
+
+
+@given(
+    st.lists(st.sampled_from(NEAR) | st.binary(max_size=20), min_size=1).map(b"".join).filter(bool),
+    st.sets(st.integers(0, 400), max_size=12),
+    st.sampled_from([b"", b"\r\n", b"\r\nepilogue"]),
+)
+@example(b"\r\n", {HEAD_BYTES + 1}, b"\r\n")
+def test_any_content_survives_any_cutting(content: bytes, places: set[int], end: bytes) -> None:
+    if DELIMITER in b"\r\n" + content:
+        return  # a client chooses a boundary that its file does not hold
+    body = form(part(content), end=end)
+    places = {min(place, len(body)) for place in places}
+    assert read(cut(body, places)) == (content, "data.csv", HEAD_BYTES)
+
+
+@given(
+    st.lists(st.sampled_from([*NEAR, DELIMITER, part(b"x"), form(part(b"x"))]) | st.binary(max_size=8)).map(
+        b"".join
+    ),
+    st.sets(st.integers(0, 400), max_size=8),
+)
+@settings(max_examples=300)
+def test_any_nonsense_gets_the_same_verdict_however_it_is_cut(body: bytes, places: set[int]) -> None:
+    assert read(cut(body, {min(place, len(body)) for place in places})) == read([body])
+
+
+# --- the form that goes to Coze -----------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(NEAR) | st.binary(max_size=40)).map(b"".join), st.integers(0, 200))
+def test_the_outgoing_form_holds_the_file_and_nothing_else(content: bytes, padding: int) -> None:
+    envelope = Envelope.around('中文 "1".csv', "text/csv")
+    data: list[bytes] = []
+    headers: list[bytes] = []
+    ended: list[bool] = []
+    parser = MultipartParser(
+        multipart.boundary_of(envelope.content_type),
+        {
+            "on_part_data": lambda chunk, start, end: data.append(chunk[start:end]),
+            "on_header_value": lambda chunk, start, end: headers.append(chunk[start:end]),
+            "on_end": lambda: ended.append(True),
+        },
+    )
+    body = envelope.head + content + envelope.end(padding)
+    parser.write(body)
+    assert (b"".join(data), ended) == (content, [True])
+    assert headers == ['form-data; name="file"; filename="中文 %221%22.csv"'.encode(), b"text/csv"]
+    assert len(body) == len(envelope.head) + len(content) + len(envelope.closing) + padding
+
+
+def test_each_outgoing_form_has_a_boundary_of_its_own() -> None:
+    assert Envelope.around("a.csv", "text/csv").closing != Envelope.around("a.csv", "text/csv").closing
+
+
+FOREVER = Patience(client=60, slot=60, connection=60, upstream=60, answer=60)
+
+
+async def outgoing(
+    pieces: Iterable[bytes], **headers: str
+) -> tuple[IncomingFile, OutgoingBody, int | None, bytes]:
+    """What goes to Coze for a body that comes in these pieces; the length is what was promised first."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    asked = Headers({name.replace("_", "-"): value for name, value in headers.items()})
+    file = await open_file(asked, body(), max_bytes=1000)
+    outgoing = OutgoingBody(file, Envelope.around("a.csv", "text/csv"), Pace(FOREVER), max_bytes=1000)
+    promised = outgoing.content_length
+    return file, outgoing, promised, b"".join([piece async for piece in outgoing])
+
+
+@pytest.mark.parametrize("size", [1, 2, 999, 1000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda content: form(part(content)),
+        lambda content: form(part(content), end=b""),
+        lambda content: form(part(content), part(b"v" * 5000, "purpose", None)),
+        lambda content: form(part(b"v" * 5000, "purpose", None), part(content)),
+        lambda content: form(part(content), end=b"\r\nepilogue" * 100),
+    ],
+    ids=["final CR LF", "no final CR LF", "field after", "field before", "epilogue"],
+)
+@pytest.mark.parametrize("step", [7, 1000, 100_000])
+def test_the_promised_length_is_kept_to_the_byte(body: object, size: int, step: int) -> None:
+    """Whatever follows the file in a form is filled up upstream; and a file of just the limit passes."""
+    content = (b"\r\n-" * 400)[:size]
+    whole = body(content)  # type: ignore[operator]
+    pieces = [whole[i : i + step] for i in range(0, len(whole), step)]
+    file, sent, promised, out = asyncio.run(
+        outgoing(pieces, content_type=FORM_TYPE, content_length=str(len(whole)))
+    )
+    assert promised == len(out)
+    assert (file.file_name, sent.file_bytes, sent.sent) == ("data.csv", size, "all")
+    assert content in out
+
+
+def test_a_bare_body_s_length_is_its_own() -> None:
+    _, _, promised, out = asyncio.run(outgoing([b"ab", b"c"], content_type="text/csv", content_length="3"))
+    assert promised == len(out)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "pieces"),
+    [("text/csv", [b"ab", b"c"]), (FORM_TYPE, list(cut(form(part(b"abc")), [HEAD_BYTES + 1])))],
+    ids=["bare", "form"],
+)
+def test_no_length_is_promised_where_none_is_known(content_type: str, pieces: list[bytes]) -> None:
+    _, sent, promised, _ = asyncio.run(outgoing(pieces, content_type=content_type))
+    assert (promised, sent.file_bytes) == (None, 3)
+
+
+def test_a_small_form_without_a_length_has_a_known_one_once_it_was_read() -> None:
+    _, _, promised, out = asyncio.run(outgoing([form(part(b"abc"))], content_type=FORM_TYPE))
+    assert promised == len(out)
+
+
+@pytest.mark.parametrize(
+    ("headers", "pieces", "refusal"),
+    [
+        ({"content_type": FORM_TYPE}, [form(part(b"x" * 1001))], TooLarge),
+        ({"content_type": FORM_TYPE}, cut(form(part(b"x" * 1001)), [200]), TooLarge),
+        ({"content_type": FORM_TYPE, "content_length": "70000"}, [], TooLarge),
+        ({"content_type": "text/csv", "content_length": "1001"}, [b"x"], TooLarge),
+        ({"content_type": FORM_TYPE}, [form(part(b""))], EmptyFile),
+        ({"content_type": FORM_TYPE}, [part(b"x")], MalformedMultipart),
+        (
+            {"content_type": FORM_TYPE, "content_length": "150"},
+            cut(form(part(b"x" * 200)), [100]),
+            MalformedMultipart,
+        ),
+    ],
+    ids=[
+        "whole",
+        "cut",
+        "length of a form",
+        "length of a bare body",
+        "empty",
+        "no end",
+        "longer than it said",
+    ],
+)
+def test_what_may_not_reach_coze_is_stopped(
+    headers: dict[str, str], pieces: Iterable[bytes], refusal: type[Refusal]
+) -> None:
+    with pytest.raises(refusal):
+        asyncio.run(outgoing(pieces, **headers))
