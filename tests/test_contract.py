@@ -14,7 +14,7 @@ from broker.api.status import contract
 from broker.app import ROUTES
 from tests.support.broker_process import Broker
 
-# That a PDF must look like one, or how long a token may live here, is policy: it refuses what the schema allows.
+# That a PDF must look like one, or how long a token may live, is policy: no schema says it.
 NOT_FOR_A_SCHEMA_TO_SAY: list[Any] = [positive_data_acceptance]
 
 schema = schemathesis.openapi.from_dict(contract())
@@ -25,7 +25,7 @@ schema = schemathesis.openapi.from_dict(contract())
 def test_the_service_answers_as_its_contract_says(
     case: schemathesis.Case[Any], session_broker: Broker
 ) -> None:
-    """Made-up requests, well-formed and not, with a valid key: statuses, bodies and headers are the promised."""
+    """Made-up requests, well-formed and not, with a valid key get the statuses and bodies promised."""
     case.call_and_validate(
         base_url=session_broker.url, headers=session_broker.auth(), excluded_checks=NOT_FOR_A_SCHEMA_TO_SAY
     )

@@ -1,4 +1,4 @@
-"""Load on a server: raw sockets and prepared bytes, so that the load itself costs little. Bounded in count."""
+"""Load on a server, bounded in count: raw sockets and prepared bytes, so that it costs little itself."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def upload_one(target: Target, size: int) -> float:
-    """Send one file through a blocking socket; the seconds from its last byte to its answer. Raises on failure."""
+    """Send one file through a blocking socket; the seconds from its last byte to its answer."""
     with socket.create_connection((target.host, target.port)) as connection:
         connection.settimeout(ANSWER_SECONDS)
         connection.sendall(target.head(size))
@@ -143,7 +143,7 @@ class SlowUploads:
 
 
 async def ask_many(target: Target, body: bytes, *, count: int) -> list[float]:
-    """One small JSON request after another on one connection; the seconds of each. Raises unless all get 200."""
+    """One small JSON request after another on one connection; the seconds of each."""
     head = "\r\n".join(
         [
             f"POST {target.path} HTTP/1.1",

@@ -94,7 +94,13 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``broker …`` to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=timeout, **options
+        [*COMMAND, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
     )
 
 

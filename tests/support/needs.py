@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -12,11 +12,15 @@ import pytest
 
 def executable(*names: str) -> str:
     """The path of the first of these programs that is here; names may be paths with wildcards."""
-    for name in names:
-        found = shutil.which(name) or next(iter(sorted(glob.glob(name), reverse=True)), None)
-        if found:
-            return found
-    missing(f"none of {', '.join(names)} is installed")
+    found = [path for name in names for path in _paths(name)]
+    return found[0] if found else missing(f"none of {', '.join(names)} is installed")
+
+
+def _paths(name: str) -> list[str]:
+    if "*" in name:
+        return [str(path) for path in sorted(Path("/").glob(name.lstrip("/")), reverse=True)]
+    path = shutil.which(name)
+    return [path] if path else []
 
 
 def missing(reason: str) -> NoReturn:
