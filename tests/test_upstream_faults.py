@@ -150,6 +150,8 @@ STATUSES: dict[str, tuple[dict[str, Any], type[Refusal]]] = {
     "413, HTML": ({"status": 413, "html": True}, TooLarge),
     "429": ({"status": 429, "code": 4013}, UpstreamBusy),
     "429, HTML": ({"status": 429, "html": True}, UpstreamBusy),
+    "429 and a code that says little": ({"status": 429, "code": 5000}, UpstreamBusy),
+    "503 and a code that says little": ({"status": 503, "code": 5000}, UpstreamBusy),
     "500": ({"status": 500}, UpstreamFailed),
     "502, HTML": ({"status": 502, "html": True}, UpstreamFailed),
     "503": ({"status": 503, "html": True}, UpstreamBusy),

@@ -30,8 +30,8 @@ MAX_RETRY_AFTER_SECONDS = 60
 DEFAULT_RETRY_AFTER_SECONDS = 2
 MAX_LOGGED_MESSAGE = 300
 LOGID = re.compile(r"[!-~]{1,128}")
-NOT_AUTHENTICATED = frozenset({4100, 700012006})
-"""Codes that mean that the credential itself is no good, whatever the status."""
+SAYS_LITTLE = 5000
+"""Coze's code for any fault of its own: the one code that a status can say more than."""
 
 _OF_CODE: dict[int, type[Refusal]] = {
     4000: FileContentMismatch,
@@ -61,6 +61,7 @@ _SENTENCES = {
     4000: "Coze refused the file: its content must fit its extension. Name it for what it is, "
     "and send it again.",
     4101: "The broker's own credential lacks a permission at Coze. Tell the operator the request id.",
+    4200: "Coze knows no such file in this account.",
     4102: "Coze's risk control refused the file.",
 }
 
@@ -114,6 +115,8 @@ def _refusal(
 
 
 def _kind(status: int, code: int | None) -> type[Refusal]:
+    if code == SAYS_LITTLE and status in _OF_STATUS:
+        return _OF_STATUS[status]
     if code:
         return _OF_CODE.get(code, _OF_STATUS.get(status, UpstreamRefused))
     if status in _OF_STATUS:

@@ -20,7 +20,7 @@ import jwt
 
 from broker.errors import Refusal, UpstreamBadAnswer, UpstreamBusy, UpstreamCredentialRefused, UpstreamFailed
 from broker.settings import OAuthApp
-from broker.upstream.answers import logid_of, retry_after_seconds
+from broker.upstream.answers import MAX_LOGGED_MESSAGE, logid_of, retry_after_seconds
 from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for
 
 TOKEN_PATH = "/api/permission/oauth2/token"  # noqa: S105 - a path
@@ -156,9 +156,8 @@ def _token_value(value: Any) -> str:
 
 def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
     logid = logid_of(answered.headers)
-    message = (
-        f"token exchange: status {answered.status}, {body.get('error_code')}: {body.get('error_message')}"
-    )
+    said = f"{body.get('error_code')}: {body.get('error_message')}"[:MAX_LOGGED_MESSAGE]
+    message = f"token exchange: status {answered.status}, {said}"
     if answered.status == 429:  # noqa: PLR2004
         wait = retry_after_seconds(answered.headers.get("retry-after"))
         return UpstreamBusy(log=message, logid=logid, retry_after_seconds=wait)

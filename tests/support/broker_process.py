@@ -65,7 +65,11 @@ class Broker:
 
     def log_lines(self) -> list[dict[str, Any]]:
         """What it logged so far, parsed; a line that is no JSON fails."""
-        lines: list[dict[str, Any]] = [json.loads(line) for line in self.log.read_text().splitlines()]
+        lines: list[dict[str, Any]] = [
+            json.loads(line)
+            for line in self.log.read_text().splitlines(keepends=True)
+            if line.endswith("\n")  # the last one may be half written
+        ]
         return lines
 
     def record(self, request_id: str, seconds: float = 5.0) -> dict[str, Any]:

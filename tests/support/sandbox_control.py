@@ -10,6 +10,10 @@ from typing import Any
 import httpx
 
 
+# One for all: making a client reads the machine's certificates, which takes longer than a test.
+_http = httpx.Client()
+
+
 @dataclass(frozen=True)
 class SandboxControl:
     """The sandbox of the tests."""
@@ -20,12 +24,12 @@ class SandboxControl:
 
     def fail(self, **fault: Any) -> None:
         """Make the next requests fail in this way (see ``broker.sandbox.faults``)."""
-        httpx.put(f"{self.url}/_sandbox/faults", json=fault).raise_for_status()
+        _http.put(f"{self.url}/_sandbox/faults", json=fault).raise_for_status()
 
     def heal(self) -> None:
         """No more faults, and forget what was seen."""
-        httpx.delete(f"{self.url}/_sandbox/faults").raise_for_status()
-        httpx.delete(f"{self.url}/_sandbox/events").raise_for_status()
+        _http.delete(f"{self.url}/_sandbox/faults").raise_for_status()
+        _http.delete(f"{self.url}/_sandbox/events").raise_for_status()
 
     def file(self, file_id: str) -> dict[str, Any]:
         """What it stored under an id; fails when there is nothing."""
@@ -47,6 +51,6 @@ class SandboxControl:
         raise AssertionError("waited in vain")
 
     def _get(self, what: str) -> list[dict[str, Any]]:
-        body = httpx.get(f"{self.url}/_sandbox/{what}").raise_for_status().json()
+        body = _http.get(f"{self.url}/_sandbox/{what}").raise_for_status().json()
         rows: list[dict[str, Any]] = body if isinstance(body, list) else body[what]
         return rows
