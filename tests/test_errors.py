@@ -241,7 +241,7 @@ async def test_a_token_answer_that_is_none(content: bytes) -> None:
 async def exchanged(status: int, content: bytes) -> AccessToken:
     """What comes of it when Coze answers a token request so."""
     app = OAuthApp("client", "kid", generate_private_key(65537, 2048))
-    transport = httpx.MockTransport(lambda _: httpx.Response(status, content=content))
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, stream=httpx.ByteStream(content)))
     async with httpx.AsyncClient(transport=transport, base_url="https://coze.test") as client:
         return await TokenExchange(client, "coze.test").exchange(app, duration_seconds=60)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 
-
 # One for all: making a client reads the machine's certificates, which takes longer than a test.
 _http = httpx.Client()
 

@@ -2,7 +2,7 @@
  * Sends a file to Coze by the route of the broker's choice. It goes out again only where that is safe:
  * - direct: once, through the broker, unless Coze refused the file itself;
  * - proxy: twice at most, if the broker says `retryable`, or if the last byte had not left (it completes no short upload);
- * - never if all was sent and the answer lost, as Coze may hold the file: `outcome_unknown`.
+ * - never if all was sent and the answer lost: `outcome_unknown`.
  *
  * @import { UploadOptions, UploadResult, UploadErrorDetails, TokenAnswer } from './upload-to-coze.js'
  * @typedef {UploadOptions & { file: Blob, name: string, broker: string }} Job
@@ -19,6 +19,9 @@ const REFUSALS = {
 };
 /** Token, quota or Coze itself: the broker may do better. */
 const TROUBLE = [4008, 4009, 4013, 4100, 4101, 4102, 5000, 700012006];
+
+/** Tokens of the proxy route, each good once. */
+const spent = new Set();
 
 export class UploadError extends Error {
   /** @param {string} code @param {string} message @param {UploadErrorDetails} [details] */
@@ -90,9 +93,12 @@ async function mint(job, route) {
   const grant = answer.body;
   if (!answer.status) throw unreachable(answer);
   if (!grant?.access_token || !grant.upload_url) throw refusal(answer, answer.status >= 500);
-  if (grant.route === 'direct' && (sensitive || route === 'proxy')) {
-    throw new UploadError('wrong_route', 'The token is for the direct route, which this file must not take.');
+  if (grant.route === 'direct') {
+    if (!sensitive && route !== 'proxy') return grant;
+    throw new UploadError('wrong_route', 'The token is for the direct route, which is ruled out.');
   }
+  if (spent.has(grant.access_token)) throw new UploadError('token_used', 'getToken gave a token that was used before.');
+  spent.add(grant.access_token);
   return grant;
 }
 
@@ -105,8 +111,8 @@ function post(job, url, key, body) {
     const headers = { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json' };
     fetch(url, { method: 'POST', headers, body, credentials: 'omit', signal: control.signal })
       .then(async (response) => {
-        const { status, headers } = response;
-        resolve({ url, status, body: parse(await response.text()), id: headers.get('x-request-id') });
+        const id = response.headers.get('x-request-id');
+        resolve({ url, status: response.status, body: parse(await response.text()), id });
       })
       .catch(() => resolve({ url, status: 0 }));
     return stop;
@@ -123,7 +129,7 @@ function send(job, grant) {
     let loaded = 0;
     let timer = 0;
     const progress = (/** @type {number} */ share) => {
-      // Given up when nothing moves; an answer may take thrice as long.
+      // Given up when nothing moves.
       clearTimeout(timer);
       timer = setTimeout(() => xhr.abort(), (grant.route === 'direct' ? 20_000 : 60_000) * (sent ? 3 : 1));
       loaded = Math.max(loaded, Math.floor(share * total));
@@ -150,7 +156,7 @@ function send(job, grant) {
   });
 }
 
-/** Coze's HTTP status says little: its code comes first. @param {Answer} answer @param {Job} job @returns {Verdict} */
+/** Coze's code says more than the status. @param {Answer} answer @param {Job} job @returns {Verdict} */
 function readDirect(answer, { file, name }) {
   const { status, body } = answer;
   const { code, data, msg } = body ?? {};
@@ -168,10 +174,10 @@ function readDirect(answer, { file, name }) {
 /** @param {Answer} answer @param {Job} job @returns {Verdict} */
 function readProxy(answer, { file }) {
   const { status, body } = answer;
-  // `token_used`: on a connection that broke, a browser may send twice by itself.
+  // `token_used`: on a broken connection a browser may send twice by itself.
   if ((!status && answer.sent) || body?.code === 'token_used') {
     const sentence = 'The file was sent, but the answer was lost. Coze may hold it; sending it again may store it twice.';
-    return { error: new UploadError('outcome_unknown', sentence, { status, requestId: answer.id }) };
+    return { error: new UploadError('outcome_unknown', sentence, { status, requestId: answer.id, cause: body && refusal(answer) }) };
   }
   if (!status) return { error: unreachable(answer), again: true };
   if (body?.file_id && typeof body.file_id === 'string' && body.bytes === file.size) return { result: { receipt: null, ...body, route: 'proxy' } };
@@ -179,7 +185,7 @@ function readProxy(answer, { file }) {
   return { error, again: error.retryable && error.code !== 'outcome_unknown' };
 }
 
-/** Problem+json as an error, else `bad_answer`. @param {Answer} answer @param {boolean} [retryable] */
+/** @param {Answer} answer @param {boolean} [retryable] */
 function refusal({ url, status, body, id }, retryable) {
   if (typeof body?.code === 'string') {
     const { code, title, detail = title, request_id: requestId = id, retry_after_seconds: retryAfterSeconds } = body;
@@ -209,7 +215,7 @@ function pause(job, nth, seconds) {
 }
 
 /**
- * A promise that an abort ends at once; `start` may return what stops the work.
+ * A promise that an abort ends; `start` may return what stops the work.
  * @param {Job} job @param {(resolve: (value?: any) => void, reject: (error: any) => void) => any} start @returns {Promise<any>}
  */
 function abortable({ signal }, start) {
