@@ -43,7 +43,7 @@ ROUTES = (
     Route("/openapi.json", status.openapi),
     Route("/", status.index),
 )
-CORS_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+CORS_METHODS = ("GET", "POST")
 CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "Content-Disposition", "X-Coze-Client-User-Agent")
 CORS_ANSWER_HEADERS = ("X-Request-Id", "X-Tt-Logid", "Retry-After", "WWW-Authenticate")
 
@@ -64,12 +64,15 @@ def create_app(settings: Settings) -> Starlette:
             await client.aclose()
             await database.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[*ROUTES, Mount("/static", StaticFiles(directory=status.static_dir()))],
         middleware=_middleware(settings),
         exception_handlers={Refusal: refusal_response, HTTPException: refusal_response},
         lifespan=lifespan,
     )
+    # The redirect would be built from the Host header, and a client that follows it repeats its credential.
+    app.router.redirect_slashes = False
+    return app
 
 
 def make_services(settings: Settings, database: Database, client: httpx.AsyncClient) -> Services:

@@ -272,7 +272,7 @@ class FileTypeRefused(UnsupportedMediaType):
 class FileContentMismatch(UnsupportedMediaType):
     code = "file_content_mismatch"
     title = "The content does not fit the file name"
-    sentence = "The file's content does not fit its extension. Name it for what it is, and send it again."
+    sentence = "Content and extension do not fit each other. Name the file for what it is, and send it again."
     coze_code = 4304
 
 

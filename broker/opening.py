@@ -34,6 +34,8 @@ def troubles_told() -> Iterator[None]:
         ) from error
     except OSError as error:
         raise SettingsError([_os_trouble(error)]) from error
+    except ValueError as error:
+        raise SettingsError([f"BROKER_DATA_DIR: a secret in it is damaged ({error})."]) from error
 
 
 def _os_trouble(error: OSError) -> str:

@@ -29,6 +29,10 @@ MIN_RSA_BITS = 2048
 MIN_SECRET_LENGTH = 32
 COZE_MAX_UPLOAD_BYTES = 536_870_912
 COZE_MAX_TTL_SECONDS = 86_399
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names addresses
+"""Addresses to listen on that are none to be reached at, and what reaches them from this machine."""
+SECRET_PREFIX, PUBLISHABLE_PREFIX = "cub_sk_", "cub_pk_"
+"""What API keys begin with; a key that begins otherwise is none."""
 
 
 class SettingsError(Exception):
@@ -170,7 +174,7 @@ class Settings(BaseSettings):
         default=30.0, gt=0, description="How long a caller may send nothing in the middle of an upload."
     )
     broker_max_upstream_connections: int = Field(
-        default=64, ge=1, description="How many connections to Coze are open at most."
+        default=64, ge=1, description="How many uploads to Coze run at once; more wait their turn."
     )
     broker_pool_wait_seconds: float = Field(
         default=30.0, gt=0, description="How long an upload may wait for a free connection to Coze."
@@ -204,7 +208,7 @@ class Settings(BaseSettings):
     @property
     def public_url(self) -> str:
         """Where the broker is, as others see it; no trailing slash."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - names an address
+        host = EVERYWHERE.get(self.host, self.host)
         return self.broker_public_url or http_url(host, self.port)
 
     @property
@@ -311,6 +315,11 @@ def warnings(settings: Settings) -> list[str]:
             "COZE_BROWSER_OAUTH_CLIENT_ID is the server's own app: tokens in browsers can do all "
             "that the server can. Create a second OAuth app that may only upload."
         )
+    if settings.host in EVERYWHERE and not settings.broker_public_url:
+        found.append(
+            f"BROKER_PUBLIC_URL is not set, so that tokens send browsers to {settings.public_url}, "
+            "which is this machine alone."
+        )
     if server and settings.coze_api_token:
         found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
     return found
@@ -382,6 +391,11 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield "COZE_API_TOKEN has a blank, a line end or another character that no token has."
     if keys and not _are_signing_keys(keys.get_secret_value()):
         yield "BROKER_SIGNING_KEYS: not Ed25519 private keys in PEM form, one after another."
+    if not (settings.broker_page_publishable_key or PUBLISHABLE_PREFIX).startswith(PUBLISHABLE_PREFIX):
+        yield (
+            f"BROKER_PAGE_PUBLISHABLE_KEY is not a publishable key ({PUBLISHABLE_PREFIX}…); "
+            "the page shows it to everyone."
+        )
     yield from _store_problems(settings)
 
 
@@ -410,10 +424,13 @@ def _database_problems(url: str) -> Iterator[str]:
     from sqlalchemy.exc import ArgumentError  # noqa: PLC0415
 
     try:
-        driver = make_url(url).drivername
+        parts = make_url(url)
+        driver = parts.drivername
     except (ArgumentError, ValueError):
         driver = ""
-    if driver not in ASYNC_DRIVERS.values():
+    if driver == ASYNC_DRIVERS["sqlite"] and parts.database in (None, "", ":memory:"):
+        yield "DATABASE_URL: a database in memory forgets its keys; name a file, like sqlite:////var/lib/broker.db."
+    elif driver not in ASYNC_DRIVERS.values():
         yield "DATABASE_URL: not an address like sqlite:///path or postgresql://user:password@host/name."
     elif driver.endswith("asyncpg") and importlib.util.find_spec("asyncpg") is None:
         yield "DATABASE_URL: PostgreSQL needs the extra: pip install 'coze-upload-broker[postgresql]'."

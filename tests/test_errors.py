@@ -207,7 +207,7 @@ def test_a_broken_connection_is_no_timeout_though_the_transport_says_so() -> Non
 @given(st.integers(100, 599), st.binary(max_size=60) | st.sampled_from([b'{"code": 0', b"[]", b"null"]))
 def test_any_answer_is_judged(status: int, content: bytes) -> None:
     with pytest.raises(Refusal):
-        judge(status, {}, content)
+        judge("upload", status, {}, content)
 
 
 @given(
@@ -222,6 +222,7 @@ UNUSABLE_TOKENS = {
     "no expiry": b'{"access_token": "t"}',
     "a token that is null": b'{"access_token": null, "expires_in": 1}',
     "a token with a line end": b'{"access_token": "t\\r\\nX: y", "expires_in": 1}',
+    "a lifetime for a point in time": b'{"access_token": "t", "expires_in": 900}',
     "an endless expiry": b'{"access_token": "t", "expires_in": Infinity}',
 }
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from broker.errors import ClientLeft, InvalidRequest, MalformedRequest, TooLarge, UnsupportedMediaType
+from broker.api.services import services
+from broker.errors import (
+    ClientLeft,
+    ClientTooSlow,
+    InvalidRequest,
+    MalformedRequest,
+    TooLarge,
+    UnsupportedMediaType,
+)
 from broker.transfer.multipart import media_type
 
 MAX_JSON_BYTES = 16_384
@@ -30,15 +39,24 @@ async def read_json(request: Request, model: type[Model]) -> Model:
     """The body as ``model``. Raises a refusal that names every field that is wrong."""
     if media_type(request.headers.get("content-type", "")) != "application/json":
         raise UnsupportedMediaType("Send JSON, with 'Content-Type: application/json'.")
+    try:
+        async with asyncio.timeout(services(request).settings.broker_client_idle_seconds):
+            content = await _read(request)
+    except TimeoutError:
+        raise ClientTooSlow from None
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+async def _read(request: Request) -> bytes:
     content = b""
     async for chunk in stream(request):
         content += chunk
         if len(content) > MAX_JSON_BYTES:
             raise TooLarge(f"The JSON body has more than {MAX_JSON_BYTES:,} bytes.")
-    try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        raise _refusal(error) from None
+    return content
 
 
 def _refusal(error: ValidationError) -> MalformedRequest | InvalidRequest:

@@ -20,6 +20,7 @@ MAX_LOGGED_PATH = 200
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 _SLASHES = re.compile("/{2,}")
@@ -90,6 +91,9 @@ class LastResort:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
+            # The server's time to stop is up. The task ends with this answer, so the cancellation ends here.
+            if events.current().status is not None:
+                raise
             await self._answer(ShuttingDown(retry_after_seconds=1), scope, receive, send)
         except Exception as error:
             logs.unexpected(error)

@@ -11,8 +11,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from broker.api.journey import Grant, relay_file
 from broker.api.services import services
-from broker.api.uploads import Grant, relay_file
 from broker.auth.scopes import FILES_READ, FILES_UPLOAD
 from broker.errors import InvalidRequest
 from broker.observe import events
@@ -25,7 +25,7 @@ async def upload(request: Request) -> JSONResponse:
     """POST /v1/files/upload."""
     broker = services(request)
     await broker.authenticator.api_key(request.headers, FILES_UPLOAD)
-    uploaded = await relay_file(request, Grant(max_bytes=broker.policy.max_upload_bytes))
+    uploaded = await relay_file(request, Grant(max_bytes=broker.policy.max_upload_bytes, forms_only=True))
     return _envelope(uploaded.stored, uploaded.file_name)
 
 

@@ -14,6 +14,7 @@ from broker.errors import InternalError, MalformedRequest, MethodNotAllowed, Not
 from broker.observe import events
 
 COZE_PREFIX = "/v1/"
+NO_STORE = {"Cache-Control": "no-store"}
 DRAIN_BYTES = 16 * 1024 * 1024
 DRAIN_SECONDS = 5.0
 
@@ -89,7 +90,7 @@ def coze_envelope(refusal: Refusal, request_id: str) -> dict[str, Any]:
 
 
 def _headers(refusal: Refusal, request: Request, event: events.Event) -> dict[str, str]:
-    headers = {"Cache-Control": "no-store", **refusal.headers}
+    headers = {**NO_STORE, **refusal.headers}
     if request.url.path.startswith(COZE_PREFIX):
         headers["X-Tt-Logid"] = refusal.logid or event.request_id
     return headers

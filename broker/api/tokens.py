@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Any
 
@@ -10,19 +11,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from broker.api.bodies import read_json
+from broker.api.rendering import NO_STORE
 from broker.api.services import Services, services
 from broker.auth.api_keys import ApiKey
 from broker.auth.scopes import FILES_UPLOAD, TOKEN_MINT
-from broker.errors import Refusal, SubjectNotAllowed
-from broker.observe import events
+from broker.errors import OriginNotAllowed, Refusal, SubjectNotAllowed
+from broker.observe import events, logs
+from broker.settings import is_origin
 from broker.transfer import filenames
 from broker.transfer.multipart import FILE_FIELD, media_type
 from broker.transfer.policy import RouteWish
 from broker.upstream.coze import UPLOAD_PATH
 
 PROXY_PATH = "/proxy/upload"
-NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
-MEDIA_TYPE = r"^[A-Za-z0-9][\w.+-]{0,63}/[A-Za-z0-9][\w.+-]{0,127}(\s*;.{0,200})?$"
+DIRECT_TOKEN_SECONDS = 10.0
+"""How long a page waits for a direct token before its file goes through the broker instead."""
+# RFC 6838 §4.2: a type and a subtype, each of restricted characters; parameters may follow.
+MEDIA_TYPE = r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(\s*;.{0,200})?$"
 
 
 class TokenRequest(BaseModel):
@@ -45,10 +50,18 @@ async def mint(request: Request) -> JSONResponse:
     broker = services(request)
     key = await broker.authenticator.api_key(request.headers, TOKEN_MINT)
     asked = await read_json(request, TokenRequest)
-    answer = await _mint(broker, key, asked, request.headers.get("origin"))
+    answer = await _mint(broker, key, asked, _origin(request))
     event = events.current()
     event.route, event.reason, event.bytes_declared = answer["route"], answer["reason"], asked.size
     return JSONResponse(answer, headers=NO_STORE)
+
+
+def _origin(request: Request) -> str | None:
+    """The page that asks, if it is one; its token will be good for that origin alone."""
+    origin = request.headers.get("origin")
+    if origin is not None and not is_origin(origin):
+        raise OriginNotAllowed("The Origin header is not an origin that a token could be bound to.")
+    return origin
 
 
 async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str | None) -> dict[str, Any]:
@@ -60,12 +73,19 @@ async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str 
     route, reason = broker.policy.route(size=asked.size, sensitive=asked.sensitive, wish=asked.route)
     if route == "direct":
         try:
-            return {"route": route, "reason": reason, **await _direct(broker, asked, ttl_seconds)}
-        except Refusal as refusal:
+            async with asyncio.timeout(DIRECT_TOKEN_SECONDS):
+                return {"route": route, "reason": reason, **await _direct(broker, asked, ttl_seconds)}
+        except (Refusal, TimeoutError) as trouble:
             # The file can still go through the broker, and the answer says why it does.
-            events.current().log = f"no direct token: {refusal.code}: {refusal.log}"
+            _note_no_direct_token(trouble)
     reason = "direct_unavailable" if route == "direct" else reason
     return {"route": "proxy", "reason": reason, **_proxy(broker, key, asked, ttl_seconds, origin)}
+
+
+def _note_no_direct_token(trouble: Refusal | TimeoutError) -> None:
+    why = f"{trouble.code}: {trouble.log}" if isinstance(trouble, Refusal) else "Coze took too long"
+    events.current().log = f"no direct token: {why}"
+    logs.warning("no direct token", detail=why)
 
 
 async def _direct(broker: Services, asked: TokenRequest, ttl_seconds: int) -> dict[str, Any]:

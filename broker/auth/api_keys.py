@@ -21,11 +21,12 @@ import sqlalchemy as sa
 
 from broker.auth import scopes as known_scopes
 from broker.errors import ExpiredCredential, InvalidCredential
+from broker.settings import PUBLISHABLE_PREFIX, SECRET_PREFIX
 from broker.state.database import Database
 from broker.state.database import api_keys as table
 
 KeyKind = Literal["secret", "publishable"]
-PREFIXES: dict[KeyKind, str] = {"secret": "cub_sk_", "publishable": "cub_pk_"}
+PREFIXES: dict[KeyKind, str] = {"secret": SECRET_PREFIX, "publishable": PUBLISHABLE_PREFIX}
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 RANDOM_LENGTH = 40
 CHECKSUM_LENGTH = 6

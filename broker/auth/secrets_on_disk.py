@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+PEPPER_BYTES = 32
+
 
 def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
     """What the file holds; where there is none, what ``make`` returns, written there first.
@@ -36,7 +38,13 @@ def _write_once(path: Path, content: bytes) -> None:
 
 
 def pepper(given: str | None, data_dir: Path) -> bytes:
-    """The secret that API keys are hashed with: the given one, or one made and kept in the data folder."""
+    """The secret that API keys are hashed with: the given one, or one made and kept in the data folder.
+
+    Raises ``ValueError`` when the kept one is damaged.
+    """
     if given is not None:
         return given.encode()
-    return read_or_make(data_dir / "key-pepper", lambda: secrets.token_hex(32).encode())
+    made = read_or_make(data_dir / "key-pepper", lambda: secrets.token_hex(PEPPER_BYTES).encode())
+    if len(made) < PEPPER_BYTES:
+        raise ValueError("key-pepper is too short to be a secret")
+    return made

@@ -7,6 +7,7 @@ import sys
 from typing import Any, Literal
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
 from broker.observe import events
@@ -14,6 +15,9 @@ from broker.observe.events import Event
 
 LogFormat = Literal["auto", "json", "console"]
 NOISY = ("aiosqlite", "alembic", "asyncio", "httpx", "httpcore", "uvicorn.access")
+
+# Without the values of local variables: among them are credentials.
+_TRACE = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 
 _log = structlog.stdlib.get_logger("broker")
 
@@ -54,9 +58,9 @@ def _shared() -> list[Processor]:
 
 def _formatter(*, console: bool) -> logging.Formatter:
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=True)]
+        else [_TRACE, structlog.processors.JSONRenderer(ensure_ascii=True)]
     )
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*_shared(), _without_uvicorn_colours],

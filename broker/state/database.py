@@ -44,7 +44,8 @@ claims = sa.Table(
 class Database:
     """A pool of connections to one database.
 
-    Whatever goes wrong in it surfaces as :class:`~broker.errors.StoreUnavailable`, its cause in the log.
+    What goes wrong in a ``transaction`` surfaces as :class:`~broker.errors.StoreUnavailable`, its cause
+    for the log.
     """
 
     def __init__(self, url: str) -> None:
@@ -94,8 +95,8 @@ HEAD_REVISION = "0001"
 
 def _engine(url: sa.URL) -> AsyncEngine:
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(url, pool_pre_ping=True)
-    engine = create_async_engine(url, connect_args={"timeout": 5})
+        return create_async_engine(url, pool_pre_ping=True, hide_parameters=True)
+    engine = create_async_engine(url, connect_args={"timeout": 5}, hide_parameters=True)
     sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
     return engine
 

@@ -55,7 +55,10 @@ def clean(name: str) -> str:
 def content_type_of(name: str) -> str:
     """The content type that a name's extension stands for."""
     extension = name[name.rfind(".") :].lower() if "." in name else ""
-    return _EXTRA_TYPES.get(extension) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    guessed, encoding = mimetypes.guess_type(name)
+    if encoding:  # what guess_type names is inside
+        return "application/octet-stream"
+    return _EXTRA_TYPES.get(extension) or guessed or "application/octet-stream"
 
 
 def for_content_type(content_type: str) -> str | None:

@@ -78,10 +78,13 @@ class IncomingFile:
         self._whole = ended
 
 
-async def open_file(headers: Headers, body: AsyncIterator[bytes], *, max_bytes: int) -> IncomingFile:
+async def open_file(
+    headers: Headers, body: AsyncIterator[bytes], *, max_bytes: int, forms_only: bool = False
+) -> IncomingFile:
     """The file of a request, read as far as its first byte.
 
-    ``max_bytes`` is held against the request's own length here; real bytes are counted elsewhere.
+    With ``forms_only`` a bare file is refused. ``max_bytes`` is held against the request's own length
+    here; real bytes are counted elsewhere.
     Raises a refusal of the 400 family, 413 or 415.
     """
     length = _content_length(headers)
@@ -91,6 +94,8 @@ async def open_file(headers: Headers, body: AsyncIterator[bytes], *, max_bytes: 
     if length is not None and length > max_bytes + MAX_OTHER_BYTES:
         raise too_large(max_bytes)
     is_form = media_type(content_type) == FORM
+    if forms_only and not is_form:
+        raise UnsupportedMediaType(f"Send {FORM} with a part named 'file'.")
     file = await (_from_form if is_form else _bare)(headers, body, length)
     if file.least_bytes is not None and file.least_bytes > max_bytes:
         raise too_large(max_bytes)

@@ -52,7 +52,7 @@ class OutgoingBody:
         try:
             async with aclosing(self._pieces()) as pieces:
                 async for piece in pieces:
-                    self._pace.wait_for("upstream")
+                    self._pace.wait_for("answer" if self.sent == "all" else "upstream")
                     yield piece
                     self._pace.wait_for("client")
             self._pace.wait_for("answer")

@@ -14,11 +14,12 @@ from typing import Literal
 
 from broker.errors import ClientTooSlow, FinishDeadline, NoFreeSlot, OutcomeUnknown, Refusal, UpstreamTimeout
 
-WaitingFor = Literal["client", "slot", "connection", "upstream", "answer"]
+WaitingFor = Literal["client", "slot", "credential", "connection", "upstream", "answer"]
 
 _REFUSALS: dict[WaitingFor, type[Refusal]] = {
     "client": ClientTooSlow,
     "slot": NoFreeSlot,
+    "credential": UpstreamTimeout,
     "connection": UpstreamTimeout,
     "upstream": UpstreamTimeout,
     "answer": OutcomeUnknown,
@@ -32,6 +33,7 @@ class Patience:
 
     client: float
     slot: float
+    credential: float
     connection: float
     upstream: float
     answer: float

@@ -9,13 +9,15 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from broker.errors import (
     EmptyFile,
     FileContentMismatch,
     FileTypeRefused,
+    InvalidRequest,
     NotFound,
+    OutcomeUnknown,
     Refusal,
     SeveralFiles,
     TooLarge,
@@ -31,37 +33,44 @@ DEFAULT_RETRY_AFTER_SECONDS = 2
 MAX_LOGGED_MESSAGE = 300
 LOGID = re.compile(r"[!-~]{1,128}")
 SAYS_LITTLE = 5000
-"""Coze's code for any fault of its own: the one code that a status can say more than."""
+"""Coze's code for any fault of its own: a status can say more."""
+UNKNOWN_PATH = (404, 4000)
+"""How Coze answers a path that it does not have."""
+
+Call = Literal["upload", "lookup"]
+"""What was asked of Coze: some of its codes mean something else for each."""
 
 _OF_CODE: dict[int, type[Refusal]] = {
-    4000: FileContentMismatch,
     4008: UpstreamBusy,
     4009: UpstreamBusy,
     4013: UpstreamBusy,
     4100: UpstreamCredentialRefused,
     4101: UpstreamCredentialRefused,
     700012006: UpstreamCredentialRefused,
-    4200: NotFound,
-    4300: EmptyFile,
-    4301: SeveralFiles,
-    4302: TooLarge,
-    4303: FileTypeRefused,
-    4304: FileContentMismatch,
     5000: UpstreamFailed,
+}
+_OF_CALL: dict[Call, dict[int, type[Refusal]]] = {
+    "upload": {
+        4000: FileContentMismatch,
+        4300: EmptyFile,
+        4301: SeveralFiles,
+        4302: TooLarge,
+        4303: FileTypeRefused,
+        4304: FileContentMismatch,
+    },
+    "lookup": {4000: InvalidRequest, 4200: NotFound},
 }
 _OF_STATUS: dict[int, type[Refusal]] = {
     401: UpstreamCredentialRefused,
     403: UpstreamCredentialRefused,
+    404: UpstreamRefused,  # of the path, not of the file: is COZE_API_BASE right?
     413: TooLarge,
     429: UpstreamBusy,
     503: UpstreamBusy,
 }
 _OUT_OF_CREDIT = frozenset({4011, 4019, 4020, 4022, 4027, 4028})
 _SENTENCES = {
-    4000: "Coze refused the file: its content must fit its extension. Name it for what it is, "
-    "and send it again.",
     4101: "The broker's own credential lacks a permission at Coze. Tell the operator the request id.",
-    4200: "Coze knows no such file in this account.",
     4102: "Coze's risk control refused the file.",
 }
 
@@ -74,7 +83,7 @@ class Answer:
     logid: str | None
 
 
-def judge(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
+def judge(call: Call, status: int, headers: Mapping[str, str], content: bytes) -> Answer:
     """The answer, when it says yes. Raises the refusal that it stands for when it does not.
 
     ``headers`` must find names in lower case.
@@ -84,7 +93,10 @@ def judge(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
     code = None if body is None else _code(body)
     if body is not None and code == 0 and status < 300:  # noqa: PLR2004 - HTTP's own border
         return Answer(body, logid)
-    raise _refusal(status, code, headers, logid, _message(body, content))
+    kind = _kind(call, status, code)
+    wait = retry_after_seconds(headers.get("retry-after")) if kind is UpstreamBusy else None
+    log = f"status {status}, {_message(body, content)}"
+    raise kind(_detail(kind, code), log=log, logid=logid, retry_after_seconds=wait)
 
 
 def retry_after_seconds(value: str | None, now: float | None = None) -> int:
@@ -103,25 +115,26 @@ def logid_of(headers: Mapping[str, str]) -> str | None:
     return logid if LOGID.fullmatch(logid) else None
 
 
-def _refusal(
-    status: int, code: int | None, headers: Mapping[str, str], logid: str | None, message: str
-) -> Refusal:
-    kind = _kind(status, code)
-    detail = _SENTENCES.get(code or 0)
+def _detail(kind: type[Refusal], code: int | None) -> str | None:
+    """What is to be said instead of the refusal's own sentence."""
+    if kind is NotFound:
+        return "Coze knows no such file in this account."
     if code in _OUT_OF_CREDIT:
-        detail = "Coze refused the file: the account's credit or plan is used up. Tell the operator."
-    wait = retry_after_seconds(headers.get("retry-after")) if kind is UpstreamBusy else None
-    return kind(detail, log=f"status {status}, {message}", logid=logid, retry_after_seconds=wait)
+        return "Coze refused the file: the account's credit or plan is used up. Tell the operator."
+    return _SENTENCES.get(code or 0)
 
 
-def _kind(status: int, code: int | None) -> type[Refusal]:
-    if code == SAYS_LITTLE and status in _OF_STATUS:
-        return _OF_STATUS[status]
+def _kind(call: Call, status: int, code: int | None) -> type[Refusal]:
+    """The code comes first, unless it says less than the status does."""
+    of_status = _OF_STATUS.get(status)
+    if of_status and (not code or code == SAYS_LITTLE or (status, code) == UNKNOWN_PATH):
+        return of_status
     if code:
-        return _OF_CODE.get(code, _OF_STATUS.get(status, UpstreamRefused))
-    if status in _OF_STATUS:
-        return _OF_STATUS[status]
-    return UpstreamFailed if status >= 500 else UpstreamBadAnswer  # noqa: PLR2004 - HTTP's own border
+        return _OF_CALL[call].get(code) or _OF_CODE.get(code) or of_status or UpstreamRefused
+    if status < 500:  # noqa: PLR2004 - HTTP's own border
+        return UpstreamBadAnswer
+    # Not Coze's words but a gateway's: nobody knows what became of an upload behind it.
+    return OutcomeUnknown if call == "upload" else UpstreamFailed
 
 
 def _json_object(content: bytes) -> dict[str, Any] | None:

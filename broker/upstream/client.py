@@ -6,6 +6,7 @@ collapses under hundreds of uploads, and it loses an answer that comes before th
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,13 @@ class Answered:
     status: int
     headers: httpx.Headers
     content: bytes
+
+
+async def small_call(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> Answered:
+    """``call`` for what carries no file: connecting and answering together have a limit, too."""
+    limit = client.timeout
+    async with asyncio.timeout((limit.connect or 0) + (limit.read or 0)):
+        return await call(client, method, path, **request)
 
 
 async def call(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> Answered:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from broker.errors import UpstreamBadAnswer, UpstreamCredentialRefused
+from broker.errors import OutcomeUnknown, UpstreamBadAnswer, UpstreamCredentialRefused, UpstreamFailed
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
-from broker.upstream.answers import Answer, judge
-from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for
+from broker.upstream.answers import Answer, Call, judge
+from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for, small_call
 from broker.upstream.oauth import Credential
 
 UPLOAD_PATH = "/v1/files/upload"
@@ -37,7 +38,7 @@ class CozeFiles:
         self._client = client
         self._credential = credential
         self.slots = asyncio.Semaphore(max_uploads)
-        """The bounded number of connections for uploads; first come, first served."""
+        """How many uploads may run at once; first come, first served."""
 
     async def authorization(self) -> str:
         """The credential, fetched before a byte of a file is asked for."""
@@ -62,7 +63,7 @@ class CozeFiles:
         """What Coze knows of a file. Raises :class:`~broker.errors.NotFound` when it knows nothing."""
         authorization = await self._credential.get()
         try:
-            answered = await call(
+            answered = await small_call(
                 self._client,
                 "GET",
                 RETRIEVE_PATH,
@@ -71,7 +72,7 @@ class CozeFiles:
             )
         except CLIENT_ERRORS as error:
             raise refusal_for(error) from error
-        return _stored_file(self._judge(answered, authorization))
+        return _stored_file(self._judge("lookup", answered, authorization))
 
     async def _upload(self, body: OutgoingBody, headers: dict[str, str], authorization: str) -> Answer:
         try:
@@ -85,11 +86,16 @@ class CozeFiles:
             )
         except CLIENT_ERRORS as error:
             raise _real_cause(body, error) from error
-        return self._judge(answered, authorization)
-
-    def _judge(self, answered: Answered, authorization: str) -> Answer:
         try:
-            return judge(answered.status, answered.headers, answered.content)
+            return self._judge("upload", answered, authorization)
+        except OutcomeUnknown as unknown:
+            if body.sent == "all":
+                raise
+            raise UpstreamFailed(log=unknown.log, logid=unknown.logid) from unknown
+
+    def _judge(self, asked: Call, answered: Answered, authorization: str) -> Answer:
+        try:
+            return judge(asked, answered.status, answered.headers, answered.content)
         except UpstreamCredentialRefused:
             self._credential.forget(authorization)
             raise
@@ -128,5 +134,5 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "file_id": data["id"],
         "file_name": str(data.get("file_name", "")),
         "size": int(data["bytes"]),
-        "created_at": int(created_at) if created_at else 0,
+        "created_at": int(created_at or time.time()),
     }

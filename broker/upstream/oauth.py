@@ -21,7 +21,7 @@ import jwt
 from broker.errors import Refusal, UpstreamBadAnswer, UpstreamBusy, UpstreamCredentialRefused, UpstreamFailed
 from broker.settings import OAuthApp
 from broker.upstream.answers import MAX_LOGGED_MESSAGE, logid_of, retry_after_seconds
-from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for
+from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, small_call
 
 TOKEN_PATH = "/api/permission/oauth2/token"  # noqa: S105 - a path
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -57,7 +57,7 @@ class TokenExchange:
     async def exchange(self, app: OAuthApp, *, duration_seconds: int) -> AccessToken:
         """A fresh access token of ``app``. Raises a refusal of the 502, 503 or 504 kind."""
         try:
-            answered = await call(
+            answered = await small_call(
                 self._client,
                 "POST",
                 TOKEN_PATH,
@@ -66,7 +66,10 @@ class TokenExchange:
             )
         except CLIENT_ERRORS as error:
             raise refusal_for(error) from error
-        return _access_token(answered)
+        token = _access_token(answered)
+        if token.expires_at <= self._now():
+            raise UpstreamBadAnswer(log=f"a token that expired at {token.expires_at}: is it a lifetime?")
+        return token
 
     def assertion(self, app: OAuthApp) -> str:
         """A JWT that proves once to be ``app``; dated back a little for clocks that disagree."""
