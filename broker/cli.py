@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,7 +24,6 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from broker import __version__, settings
 
@@ -47,7 +48,10 @@ TOO_MANY_WORKERS = (
 
 
 def main() -> None:
-    """Where the installed command begins."""
+    """Where the installed command begins. What a terminal can't show is replaced, not a reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()
 
 
@@ -97,7 +101,10 @@ def sandbox(
     """A small Coze for trying things out; made-up credentials are printed."""
     from broker.sandbox.serve import run  # noqa: PLC0415
 
-    run(host, port, config_file=config, credentials_dir=credentials_dir, as_json=as_json)
+    try:
+        run(host, port, config_file=config, credentials_dir=credentials_dir, as_json=as_json)
+    except (OSError, OverflowError, ValueError) as error:
+        _stop([f"the sandbox can't start: {error}"])
 
 
 @app.command()
@@ -182,7 +189,7 @@ def keys_create(
     ] = False,
     origin: Annotated[list[str] | None, typer.Option(help="An origin that the key may be used from.")] = None,
     expires_in_days: Annotated[
-        int | None, typer.Option(min=1, help="After how many days it expires; else never.")
+        int | None, typer.Option(min=1, max=36_500, help="After how many days it expires; else never.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -202,6 +209,8 @@ def keys_create(
         )
     except KeyRulesError as error:
         _stop([str(error)])
+    for value in sorted(set(key.origins) - set(_or_stop(settings.load_for_store).allowed_origins)):
+        _say("yellow", "warning", f"browsers keep {value} out until it is one of BROKER_ALLOWED_ORIGINS.")
     if as_json:
         _print_line({"id": key.id, "key": secret, **_described(key)})
     else:
@@ -299,10 +308,11 @@ def _print_line(value: Any) -> None:
 
 
 def _print_table(headings: tuple[str, ...], rows: list[Any]) -> None:
-    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    out.print(table, highlight=False)
+    """Nothing is cut, however narrow the terminal: an id that is cut can't be used."""
+    lines = [headings, *(tuple("" if cell is None else str(cell) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _problems_of(read: Callable[[], Any]) -> list[str]:

@@ -29,6 +29,7 @@ BROKER_PORT = 2026
 SANDBOX_PORT = 2027
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
+INTERRUPTED = 130
 LARGE_BYTES = 12_000_000
 # The smallest picture there is: one transparent pixel.
 PNG = base64.b64decode(
@@ -45,7 +46,7 @@ class DemoError(Exception):
 def run(*, check: bool) -> int:
     """Start everything, upload by both routes, serve the page until interrupted (or leave, with ``check``).
 
-    Returns the exit code: 0 when both uploads worked.
+    Returns the exit code: 0 when both uploads worked, 130 when a ``check`` was interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -57,15 +58,11 @@ def run(*, check: bool) -> int:
         return 1
     except KeyboardInterrupt:
         out.print("\nStopped.")
-        return 0
+        return INTERRUPTED if check else 0
 
 
 def _run(stack: ExitStack, folder: Path, *, check: bool) -> int:
-    coze = stack.enter_context(_sandbox(folder, 0 if check else _free_port(SANDBOX_PORT)))
-    url = f"http://127.0.0.1:{_free_port(0 if check else BROKER_PORT)}"
-    environment = _environment(folder, coze, url)
-    key = _publishable_key(environment, url)
-    stack.enter_context(_broker(environment | {"BROKER_PAGE_PUBLISHABLE_KEY": key}, url))
+    coze, url, key = _started(stack, folder, [(0, 0)] if check else [(SANDBOX_PORT, BROKER_PORT), (0, 0)])
     out.print(f"[bold]Sandbox Coze[/bold]  {coze['base_url']}")
     out.print(f"[bold]Broker[/bold]        {url}  (documentation: {url}/docs)")
     _upload_both(folder, BrokerClient(url, key, origin=url))
@@ -73,6 +70,35 @@ def _run(stack: ExitStack, folder: Path, *, check: bool) -> int:
         out.print(f"\nOpen [bold]{url}[/bold] and drop a file on the page. Ctrl-C stops everything.")
         signal.pause()
     return 0
+
+
+def _started(stack: ExitStack, folder: Path, ports: list[tuple[int, int]]) -> tuple[dict[str, Any], str, str]:
+    """Sandbox and broker, running, on the first of these pairs of ports that is to be had.
+
+    Another program may take a port between the look at it and its use; a second demo does.
+    """
+    for number, (sandbox_port, broker_port) in enumerate(ports, start=1):
+        try:
+            with ExitStack() as attempt:
+                started = _start(attempt, folder / str(number), sandbox_port, broker_port)
+                stack.push(attempt.pop_all())
+                return started
+        except DemoError:
+            if number == len(ports):
+                raise
+    raise AssertionError("no ports were given")
+
+
+def _start(
+    stack: ExitStack, folder: Path, sandbox_port: int, broker_port: int
+) -> tuple[dict[str, Any], str, str]:
+    folder.mkdir()
+    coze = stack.enter_context(_sandbox(folder, _free_port(sandbox_port)))
+    url = f"http://127.0.0.1:{_free_port(broker_port)}"
+    environment = _environment(folder, coze, url)
+    key = _publishable_key(environment, url)
+    stack.enter_context(_broker(environment | {"BROKER_PAGE_PUBLISHABLE_KEY": key}, url))
+    return coze, url, key
 
 
 def _upload_both(folder: Path, client: BrokerClient) -> None:

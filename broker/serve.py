@@ -13,6 +13,7 @@ from broker.observe import logs
 from broker.settings import Settings, SettingsError, http_url
 
 BACKLOG = 4096
+KEEP_ALIVE_SECONDS = 75
 # A little more than a refusal takes to be sent to a client that is still sending.
 LAST_WORDS_SECONDS = 6.0
 
@@ -65,5 +66,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
+        # Longer than a proxy in front keeps its connections, or it may send on one that is being closed.
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.broker_shutdown_grace_seconds,
     )

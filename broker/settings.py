@@ -29,6 +29,8 @@ MIN_RSA_BITS = 2048
 MIN_SECRET_LENGTH = 32
 COZE_MAX_UPLOAD_BYTES = 536_870_912
 COZE_MAX_TTL_SECONDS = 86_399
+OF_THE_COMMAND_LINE = {"BROKER_URL", "BROKER_API_KEY"}
+"""Names that look like settings and are options of ``broker upload`` and ``broker token``."""
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names addresses
 """Addresses to listen on that are none to be reached at, and what reaches them from this machine."""
 SECRET_PREFIX, PUBLISHABLE_PREFIX = "cub_sk_", "cub_pk_"
@@ -315,6 +317,7 @@ def warnings(settings: Settings) -> list[str]:
             "COZE_BROWSER_OAUTH_CLIENT_ID is the server's own app: tokens in browsers can do all "
             "that the server can. Create a second OAuth app that may only upload."
         )
+    found.extend(f"{name} is no setting of the broker's. Is it misspelt?" for name in _unknown_names())
     if settings.host in EVERYWHERE and not settings.broker_public_url:
         found.append(
             f"BROKER_PUBLIC_URL is not set, so that tokens send browsers to {settings.public_url}, "
@@ -323,6 +326,13 @@ def warnings(settings: Settings) -> list[str]:
     if server and settings.coze_api_token:
         found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
     return found
+
+
+def _unknown_names() -> list[str]:
+    given = {
+        name.upper() for name in (*os.environ, *dotenv_values(".env")) if name.upper().startswith("BROKER_")
+    }
+    return sorted(given - {name.upper() for name in Settings.model_fields} - OF_THE_COMMAND_LINE)
 
 
 def source_of(name: str) -> str:

@@ -170,3 +170,27 @@ def test_keys_need_no_upstream_but_a_database(broker: Broker, folder: Path) -> N
         lines = done.stderr.splitlines()
         assert len(lines) == len(sentences), "a line each, no trace"
         assert all(sentence in line for sentence, line in zip(sentences, lines, strict=True))
+
+
+def test_a_list_shows_ids_whole_even_in_a_narrow_pipe(broker: Broker) -> None:
+    """An id that is cut can't be used to revoke its key."""
+    key_id = broker.create_key("--scope", "files:upload")["id"]
+    narrow = {**broker.environment, "COLUMNS": "40", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = run_command("keys", "list", environment=narrow)
+    assert done.returncode == 0, done.stderr
+    assert key_id in done.stdout.split()
+
+
+def test_a_key_for_a_page_that_browsers_keep_out_is_warned_of(broker: Broker) -> None:
+    done = broker.command(
+        "keys", "create", "--name", "x", "--publishable", "--origin", "https://elsewhere.example"
+    )
+    assert done.returncode == 0
+    assert "BROKER_ALLOWED_ORIGINS" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", "\x1b[31mred"])
+def test_a_name_can_be_shown(broker: Broker, name: str) -> None:
+    done = broker.command("keys", "create", "--name", name, "--scope", "files:upload")
+    assert done.returncode == 2
+    assert "characters that can be shown" in done.stderr

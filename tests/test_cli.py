@@ -247,3 +247,19 @@ def test_the_version_and_the_commands_are_told() -> None:
     shown = run_command("--help", environment=clean_environment()).stdout
     for command in ("serve", "demo", "sandbox", "upload", "token", "config", "keys"):
         assert f" {command} " in shown
+
+
+@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--config", "/"], ["--port", "99999"]])
+def test_a_sandbox_that_cannot_start_says_why(arguments: list[str]) -> None:
+    done = run_command("sandbox", *arguments, environment=clean_environment())
+    assert done.returncode == 2
+    assert "the sandbox can't start" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_lifetime_beyond_all_reason_is_refused(broker: Broker) -> None:
+    done = broker.command(
+        "keys", "create", "--name", "x", "--scope", "files:upload", "--expires-in-days", "9" * 20
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

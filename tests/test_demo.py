@@ -124,3 +124,24 @@ def test_a_part_that_does_not_start_fails_the_demo(folder: Path, words: list[str
     for process in psutil.process_iter(["environ"]):
         assert (process.info["environ"] or {}).get("PYTHONPATH") != str(folder), "a process was left behind"
     assert remains() == before
+
+
+def test_a_check_that_is_interrupted_is_no_success(folder: Path) -> None:
+    command = [*COMMAND, "demo", "--check"]
+    process = subprocess.Popen(command, env=clean_environment(), cwd=folder, stdout=subprocess.PIPE)
+    try:
+        time.sleep(0.8)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode != 0
+    assert b"proxy" not in out
+
+
+def test_two_demos_at_once_find_ports_for_both(folder: Path) -> None:
+    with running_demo(folder) as (_, first), running_demo(folder) as (_, second):
+        urls = [re.search(r"^Open (\S+) and drop", said, re.MULTILINE) for said in (first, second)]
+        assert all(urls)
+        assert len({url[1] for url in urls if url}) == 2

@@ -154,3 +154,25 @@ def begun_upload(broker: Broker) -> Iterator[None]:
         connection.sendall(head.encode())
         time.sleep(0.3)
         yield
+
+
+def test_a_credential_that_coze_repeats_is_not_logged(broker: Broker, sandbox: SandboxControl) -> None:
+    token = broker.environment["COZE_API_TOKEN"]
+    sandbox.fail(path="/v1/files/upload", status=401, code=4100, msg=f"invalid token {token}")
+    answer = upload(broker, broker.secret_key)
+    assert code(answer) == (502, "upstream_credential_refused")
+    record = broker.record(answer.headers["x-request-id"])
+    assert "invalid token pat_(redacted)" in record["log"]
+    assert token not in broker.log.read_text()
+
+
+@pytest.mark.parametrize("path", ["/v1/bots", "/v3/chat", "/open_api/knowledge/document/list"])
+def test_cozes_clients_can_read_the_refusal_of_a_path(broker: Broker, path: str) -> None:
+    answer = httpx.post(f"{broker.url}{path}", headers=broker.auth())
+    assert (answer.status_code, answer.json()["code"]) == (404, 4200)
+    assert answer.json()["msg"]
+
+
+def test_a_misspelt_setting_is_noticed(folder: Path, sandbox: SandboxControl) -> None:
+    with running_broker(folder, sandbox.environment, BROKER_ALOWED_ORIGINS="https://a.example") as broker:
+        assert any("BROKER_ALOWED_ORIGINS" in line.get("detail", "") for line in broker.log_lines())

@@ -81,6 +81,11 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         "the file can't be read (No such file or directory)",
     ),
     "short pepper": ({"BROKER_KEY_PEPPER": "x" * 31}, "BROKER_KEY_PEPPER is shorter than 32"),
+    "a secret key for the page": (
+        {"BROKER_PAGE_PUBLISHABLE_KEY": "cub_sk_canary"},
+        "BROKER_PAGE_PUBLISHABLE_KEY is not a publishable key",
+    ),
+    "database in memory": ({"DATABASE_URL": "sqlite://"}, "DATABASE_URL: a database in memory"),
     "signing keys: no PEM": ({"BROKER_SIGNING_KEYS": "x"}, "BROKER_SIGNING_KEYS: not Ed25519"),
     "signing keys: RSA": ({"BROKER_SIGNING_KEYS": rsa_pem()}, "BROKER_SIGNING_KEYS: not Ed25519"),
     "signing keys: locked": ({"BROKER_SIGNING_KEYS": LOCKED_KEY}, "BROKER_SIGNING_KEYS: not Ed25519"),

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,22 @@ def test_idle_connections_do_not_hold_it_up(
         said = broker.log.read_text()
         assert '"level": "error"' not in said
         assert "Traceback" not in said
+
+
+def test_a_file_that_coze_may_have_is_not_asked_for_again(folder: Path, sandbox: SandboxControl) -> None:
+    """Stopped while Coze's answer was awaited: who sends it again may store it twice."""
+    sandbox.fail(path="/v1/files/upload", delay_seconds=4)
+    with (
+        running_broker(folder, sandbox.environment, BROKER_SHUTDOWN_GRACE_SECONDS="1") as broker,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        answer = thread.submit(
+            httpx.post, f"{broker.url}/proxy/upload", files=SMALL, headers=broker.auth(), timeout=20
+        )
+        sandbox.wait_for(lambda: sandbox.events(kind="upload"))
+        time.sleep(0.5)
+        broker.process.send_signal(signal.SIGTERM)
+        response = answer.result()
+    assert (response.status_code, response.json()["code"]) == (504, "outcome_unknown")
+    assert response.json()["retryable"] is False
+    sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="stored"))

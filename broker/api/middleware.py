@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.rendering import refusal_response
-from broker.errors import ShuttingDown
+from broker.errors import OutcomeUnknown, Refusal, ShuttingDown
 from broker.observe import events, logs
 
 MAX_LOGGED_PATH = 200
@@ -94,7 +94,7 @@ class LastResort:
             # The server's time to stop is up. The task ends with this answer, so the cancellation ends here.
             if events.current().status is not None:
                 raise
-            await self._answer(ShuttingDown(retry_after_seconds=1), scope, receive, send)
+            await self._answer(_stopped(), scope, receive, send)
         except Exception as error:
             logs.unexpected(error)
             await self._answer(error, scope, receive, send)
@@ -103,6 +103,13 @@ class LastResort:
         if events.current().status is not None:  # an answer has begun; all that is left is to break it off
             raise error
         await refusal_response(Request(scope, receive), error)(scope, receive, send)
+
+
+def _stopped() -> Refusal:
+    """What to say of a request that had to be stopped: was it before Coze could have the whole file?"""
+    if events.current().sent == "all":
+        return OutcomeUnknown(log="stopped by the shutdown while Coze's answer was awaited")
+    return ShuttingDown(retry_after_seconds=1)
 
 
 class OneSlash:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from broker.errors import InternalError, MalformedRequest, MethodNotAllowed, NotFound, Refusal
 from broker.observe import events
 
-COZE_PREFIX = "/v1/"
+COZE_PREFIXES = ("/v1/", "/v3/", "/open_api/")
 NO_STORE = {"Cache-Control": "no-store"}
 DRAIN_BYTES = 16 * 1024 * 1024
 DRAIN_SECONDS = 5.0
@@ -43,7 +43,7 @@ def refusal_response(request: Request, error: Exception) -> Response:
     refusal = as_refusal(error)
     event = events.current()
     event.code, event.log, event.logid = refusal.code, refusal.log, refusal.logid or event.logid
-    render = coze_envelope if request.url.path.startswith(COZE_PREFIX) else problem
+    render = coze_envelope if request.url.path.startswith(COZE_PREFIXES) else problem
     media = "application/json" if render is coze_envelope else "application/problem+json"
     headers = {
         **_headers(refusal, request, event),
@@ -91,7 +91,7 @@ def coze_envelope(refusal: Refusal, request_id: str) -> dict[str, Any]:
 
 def _headers(refusal: Refusal, request: Request, event: events.Event) -> dict[str, str]:
     headers = {**NO_STORE, **refusal.headers}
-    if request.url.path.startswith(COZE_PREFIX):
+    if request.url.path.startswith(COZE_PREFIXES):
         headers["X-Tt-Logid"] = refusal.logid or event.request_id
     return headers
 

@@ -177,8 +177,8 @@ def _checksum(body: str) -> str:
 def _check_rules(name: str, kind: KeyKind, scopes: tuple[str, ...], origins: tuple[str, ...]) -> None:
     may_have = known_scopes.PUBLISHABLE if kind == "publishable" else known_scopes.ALL
     refused = [scope for scope in scopes if scope not in may_have]
-    if not 0 < len(name) <= MAX_NAME_LENGTH:
-        raise KeyRulesError(f"A name has 1 to {MAX_NAME_LENGTH} characters.")
+    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+        raise KeyRulesError(f"A name has 1 to {MAX_NAME_LENGTH} characters that can be shown.")
     if refused:
         raise KeyRulesError(
             f"A {kind} key can't have {', '.join(refused)}. It may have: {', '.join(may_have)}."

@@ -9,7 +9,10 @@ import secrets
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Sent = Literal["nothing", "part", "all"]
+"""How much of a body Coze may have."""
 
 
 @dataclass(slots=True)
@@ -33,6 +36,7 @@ class Event:
     reason: str | None = None
     bytes_received: int | None = None
     bytes_declared: int | None = None
+    sent: Sent | None = None
     file_id: str | None = None
     # how it ended
     code: str | None = None

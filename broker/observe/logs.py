@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from broker.observe import events
 from broker.observe.events import Event
 
 LogFormat = Literal["auto", "json", "console"]
+CREDENTIAL = re.compile(r"\b(pat_|sat_|czs_|czu_|cub_sk_|cub_pk_|eyJ)[\w.~+/=-]{8,}")
+"""Coze's tokens, our keys, and JWTs, by what they begin with."""
 NOISY = ("aiosqlite", "alembic", "asyncio", "httpx", "httpcore", "uvicorn.access")
 
 # Without the values of local variables: among them are credentials.
@@ -64,7 +67,11 @@ def _formatter(*, console: bool) -> logging.Formatter:
     )
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*_shared(), _without_uvicorn_colours],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _without_credentials,
+            *renderer,
+        ],
     )
 
 
@@ -73,6 +80,15 @@ def _with_request_id(_: Any, __: str, line: EventDict) -> EventDict:
     if events.is_open():
         line.setdefault("request_id", events.current().request_id)
     return line
+
+
+def _without_credentials(_: Any, __: str, line: EventDict) -> EventDict:
+    """The last line of defence: what others wrote, Coze in its answers for one, may repeat a credential."""
+    return {name: _redacted(value) for name, value in line.items()}
+
+
+def _redacted(value: Any) -> Any:
+    return CREDENTIAL.sub(r"\1(redacted)", value) if isinstance(value, str) else value
 
 
 def _without_uvicorn_colours(_: Any, __: str, event: EventDict) -> EventDict:

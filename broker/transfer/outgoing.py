@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Literal
 
 from broker.errors import DigestMismatch, MalformedMultipart
 from broker.observe import events
@@ -14,7 +13,7 @@ from broker.transfer.multipart import Envelope
 from broker.transfer.pace import Pace
 from broker.transfer.policy import too_large
 
-Sent = Literal["nothing", "part", "all"]
+Sent = events.Sent
 
 
 class OutgoingBody:
@@ -34,8 +33,16 @@ class OutgoingBody:
         self._hash = hashlib.sha256()
         self._event = events.current()
         self.file_bytes = 0
-        self.sent: Sent = "nothing"
         self.failure: BaseException | None = None
+
+    @property
+    def sent(self) -> Sent:
+        """How much was handed to the client. Kept in the request's record, for whoever ends the request."""
+        return self._event.sent or "nothing"
+
+    @sent.setter
+    def sent(self, sent: Sent) -> None:
+        self._event.sent = sent
 
     @property
     def content_length(self) -> int | None:

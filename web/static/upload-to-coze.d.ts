@@ -62,7 +62,7 @@ export interface UploadOptions {
   publishableKey?: string;
   /** Never straight from the browser to Coze. */
   sensitive?: boolean;
-  /** Whose file it is, as the app names its users. */
+  /** Whose file it is, as the app names its users. With `getToken` only: a publishable key can't vouch for anyone. */
   subject?: string;
   /** Wish for a route; the broker's policy decides. Default: auto. */
   route?: 'auto' | 'direct' | 'proxy';
@@ -135,8 +135,10 @@ export class UploadError extends Error {
  * Sent again by itself, always with a fresh token: from the direct route once through the broker, unless Coze refused
  * the file itself; on the proxy route at most twice, after the broker's own `retryable`, or when the connection broke
  * before the last byte left (the broker never completes an upload that is short of bytes). The wait between attempts
- * follows `retry_after_seconds`, up to 10 s. When all bytes were sent and only the answer was lost, nothing is sent
- * again: Coze may hold the file, and a second copy is the caller's decision.
+ * follows `retry_after_seconds`, up to 10 s. When all bytes were sent to the broker and only the answer was lost,
+ * nothing is sent again: Coze may hold the file, and a second copy is the caller's decision. A direct upload whose
+ * answer was lost does go through the broker, as the page would never get its `file_id`: Coze may then hold a copy
+ * that nobody uses.
  */
 export function uploadToCoze(file: Blob, options: UploadOptions): Promise<UploadResult>;
 export default uploadToCoze;
