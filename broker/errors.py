@@ -28,8 +28,10 @@ Refusal                                         status  retry  Coze's code
 ├── InvalidRequest                                 422           4000
 │   ├── TtlTooLong                                 422           4000
 │   └── DigestMismatch                             422           4304
+├── HeadTooLarge                                   431           4000
 ├── ClientLeft                                     499           4000
 ├── InternalError                                  500           5000
+├── UnsupportedEncoding                            501           4000
 ├── UpstreamFault                                  502           5000
 │   ├── UpstreamUnreachable                        502    yes    5000
 │   ├── UpstreamAborted                            502    yes    5000
@@ -296,6 +298,13 @@ class DigestMismatch(InvalidRequest):
     coze_code = 4304
 
 
+class HeadTooLarge(Refusal):
+    code = "head_too_large"
+    status = 431
+    title = "The request's head is too large"
+    sentence = "The request's address and headers are larger than 64 KiB."
+
+
 class ClientLeft(Refusal):
     """Nobody is there to read it; the log, the audit and the metrics are."""
 
@@ -314,6 +323,13 @@ class InternalError(Refusal):
     title = "Internal error"
     sentence = "Something went wrong on our side. Tell the operator the request id."
     coze_code = 5000
+
+
+class UnsupportedEncoding(Refusal):
+    code = "unsupported_encoding"
+    status = 501
+    title = "The transfer encoding is not supported"
+    sentence = "The only Transfer-Encoding that is taken here is chunked."
 
 
 class UpstreamFault(Refusal):

@@ -9,6 +9,7 @@ import uvicorn
 
 from broker import opening
 from broker.app import create_app
+from broker.connection import Connection
 from broker.observe import logs
 from broker.settings import Settings, SettingsError, http_url
 
@@ -58,7 +59,9 @@ def _listen(host: str, port: int) -> socket.socket:
 def _config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(settings),
-        http="httptools",
+        http=Connection.bound_to(
+            head_seconds=settings.broker_head_timeout_seconds, allowed_origins=settings.allowed_origins
+        ),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -172,8 +172,17 @@ class Settings(BaseSettings):
         gt=0,
         description="How long Coze may take to read on, or to answer once it has the whole file.",
     )
+    broker_head_timeout_seconds: float = Field(
+        default=15.0, gt=0, description="How long a caller may take for its request's address and headers."
+    )
     broker_client_idle_seconds: float = Field(
         default=30.0, gt=0, description="How long a caller may send nothing in the middle of an upload."
+    )
+    broker_min_bytes_per_second: int = Field(
+        default=1000,
+        ge=0,
+        description="How fast a caller must send, on average over `BROKER_CLIENT_IDLE_SECONDS`; "
+        "`0` lets anyone trickle.",
     )
     broker_max_upstream_connections: int = Field(
         default=64, ge=1, description="How many uploads to Coze run at once; more wait their turn."

@@ -108,4 +108,5 @@ def _patience(broker: Services) -> Patience:
         connection=connect + 1,
         upstream=read,
         answer=read,
+        client_bytes_per_second=settings.broker_min_bytes_per_second,
     )

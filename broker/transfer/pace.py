@@ -37,6 +37,8 @@ class Patience:
     connection: float
     upstream: float
     answer: float
+    client_bytes_per_second: float = 0
+    """How fast the client must be, on average over as long as it may send nothing."""
 
 
 class Pace:
@@ -48,6 +50,9 @@ class Pace:
         self._finish_at: float | None = None
         self._waiting_for: WaitingFor = "client"
         self._alarm: asyncio.Timeout | None = None
+        self._since = 0.0
+        self._window_seconds = 0.0
+        self._window_bytes = 0
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -67,10 +72,26 @@ class Pace:
     def wait_for(self, side: WaitingFor) -> None:
         """From now on ``side`` is the one that has to move."""
         self._waiting_for = side
+        self._since = asyncio.get_running_loop().time()
         if self._alarm is None:
             return
-        at = asyncio.get_running_loop().time() + getattr(self._patience, side)
+        at = self._since + getattr(self._patience, side)
         self._alarm.reschedule(at if self._finish_at is None else min(at, self._finish_at))
+
+    def received(self, size: int) -> None:
+        """So many bytes came from the client, which was waited for; the time that others take doesn't count.
+
+        Raises :class:`ClientTooSlow` when they come too slowly, one by one so to say.
+        """
+        now = asyncio.get_running_loop().time()
+        self._window_bytes += size
+        self._window_seconds += now - self._since
+        self._since = now
+        if self._window_seconds < self._patience.client:
+            return
+        if self._window_bytes < self._patience.client_bytes_per_second * self._window_seconds:
+            raise ClientTooSlow(log=f"{self._window_bytes} bytes in {self._window_seconds:.0f} s")
+        self._window_seconds, self._window_bytes = 0.0, 0
 
     def _refusal(self, now: float) -> Refusal:
         if self._waiting_for != "answer" and self._finish_at is not None and now >= self._finish_at:

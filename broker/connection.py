@@ -1,0 +1,144 @@
+"""A caller's connection, below the application: what is no proper HTTP ends here.
+
+uvicorn's own protocol sets no bound to a request's head and no time limit for it, takes the trailers of a
+chunked body for headers, and answers what it can't read in plain text without CORS headers or an id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from broker.api.rendering import NO_STORE, problem
+from broker.errors import ClientTooSlow, HeadTooLarge, MalformedRequest, Refusal, UnsupportedEncoding
+from broker.observe import events, logs
+
+MAX_HEAD_BYTES = 65_536
+MAX_HEADERS = 100
+
+
+class Connection(HttpToolsProtocol):
+    """One connection; ``bound_to`` makes the class for the settings of one server."""
+
+    head_seconds: ClassVar[float] = 15.0
+    allowed_origins: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def bound_to(cls, *, head_seconds: float, allowed_origins: tuple[str, ...]) -> type[Connection]:
+        """The class with a time limit for a request's head, and the origins that may read its refusals."""
+        fields = {"head_seconds": head_seconds, "allowed_origins": frozenset(allowed_origins)}
+        return type("BoundConnection", (cls,), fields)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._in_head = True
+        self._head_bytes = 0
+        self._refusal: Refusal | None = None
+        self._head_alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._set_head_alarm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_head_alarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        was_in_head = self._in_head
+        super().data_received(data)
+        if was_in_head and self._in_head and not self.transport.is_closing():
+            self._count(len(data))
+
+    # The parser's callbacks.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        self._set_head_alarm()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: RFC 9110 §6.5.1 lets nobody take one for a header that was not made for it
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(HeadTooLarge(f"The request has more than {MAX_HEADERS} headers."))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._end_head_alarm()
+        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLarge())
+        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            self._refuse(UnsupportedEncoding())
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Where uvicorn ends up whenever the parser stops; ``_refusal`` is there when we stopped it."""
+        self._answer(self._refusal or MalformedRequest("The request is no proper HTTP/1.1.", log=msg))
+
+    def _count(self, size: int) -> None:
+        """A head that is still not over; the parser holds what it has of it."""
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._answer(HeadTooLarge())
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._refusal = refusal
+        raise httptools.HttpParserError(refusal.code)
+
+    def _set_head_alarm(self) -> None:
+        if self._head_alarm is None:
+            self._head_alarm = self.loop.call_later(self.head_seconds, self._head_is_late)
+
+    def _end_head_alarm(self) -> None:
+        if self._head_alarm is not None:
+            self._head_alarm.cancel()
+            self._head_alarm = None
+
+    def _head_is_late(self) -> None:
+        self._head_alarm = None
+        if not self.transport.is_closing():
+            self._answer(ClientTooSlow("The request's head did not come in time.", log="slow head"))
+
+    def _answer(self, refusal: Refusal) -> None:
+        """Say why, unless an answer is under way already, and close: what follows can't be trusted."""
+        event = events.Event(status=refusal.status, code=refusal.code, log=refusal.log)
+        event.client_ip = self.client[0] if self.client else None
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(self._rendered(refusal, event.request_id))
+        self.transport.close()
+        logs.request_ended(event)
+
+    def _rendered(self, refusal: Refusal, request_id: str) -> bytes:
+        body = json.dumps(problem(refusal, request_id)).encode()
+        headers = {
+            "Content-Type": "application/problem+json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            "X-Request-Id": request_id,
+            **NO_STORE,
+            **refusal.headers,
+            **self._cors_headers(),
+        }
+        lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+    def _cors_headers(self) -> dict[str, str]:
+        origin = dict(self.headers or ()).get(b"origin", b"").decode("latin-1")
+        if origin not in self.allowed_origins:
+            return {"Vary": "Origin"}
+        exposed = "X-Request-Id, Retry-After"
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": exposed,
+            "Vary": "Origin",
+        }

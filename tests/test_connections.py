@@ -1,0 +1,192 @@
+"""What is no proper HTTP, or comes too slowly, ends with an answer that can be read and found again."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
+from tests.support.sandbox_control import SandboxControl
+
+CSV = b"a,b\n1,2\n"
+
+
+@pytest.fixture(scope="module")
+def hasty(session_sandbox: SandboxControl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker without much patience."""
+    patience = {"BROKER_HEAD_TIMEOUT_SECONDS": "1", "BROKER_CLIENT_IDLE_SECONDS": "1"}
+    with running_broker(tmp_path_factory.mktemp("hasty"), session_sandbox.environment, **patience) as broker:
+        yield broker
+
+
+def connected(broker: Broker) -> socket.socket:
+    host, port = broker.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), 10)
+
+
+def exchange(broker: Broker, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send these bytes; status, headers and body of all that comes back until the connection is closed."""
+    with connected(broker) as connection:
+        connection.sendall(request)
+        return parsed(connection.makefile("rb").read())
+
+
+def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(first.split()[1]), headers, body
+
+
+def post(*headers: str, path: str = "/proxy/upload") -> bytes:
+    return "\r\n".join(
+        [f"POST {path} HTTP/1.1", "Host: x", f"Origin: {PAGE_ORIGIN}", *headers, "", ""]
+    ).encode()
+
+
+NOT_HTTP = {
+    "noise": (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "malformed_request"),
+    "two lengths": (post("Content-Length: 1", "Content-Length: 2") + b"x", 400, "malformed_request"),
+    "a length and chunks": (
+        post("Content-Length: 1", "Transfer-Encoding: chunked") + b"0\r\n\r\n", 400, "malformed_request",
+    ),
+    "a negative length": (post("Content-Length: -1"), 400, "malformed_request"),
+    "a length with a sign": (post("Content-Length: +5") + b"12345", 400, "malformed_request"),
+    "a hexadecimal length": (post("Content-Length: 0x10"), 400, "malformed_request"),
+    "another encoding": (post("Transfer-Encoding: gzip, chunked") + b"0", 501, "unsupported_encoding"),
+    "a hidden encoding": (post("Transfer-Encoding: xchunked") + b"0\r\n\r\n", 501, "unsupported_encoding"),
+    "a blank before the colon": (post("Content-Length : 1") + b"x", 400, "malformed_request"),
+    "a folded header": (post("X-A: 1\r\n 2"), 400, "malformed_request"),
+    "a control character": (post("X-A: \x00"), 400, "malformed_request"),
+    "one header of 100 KB": (post("X-A: " + "x" * 100_000), 431, "head_too_large"),
+    "many headers": (post(*(f"X-{n}: 1" for n in range(200))), 431, "head_too_large"),
+    "64 KB in many headers": (post(*(f"X-{n}: {'x' * 1000}" for n in range(80))), 431, "head_too_large"),
+    "a long address": (post(path="/" + "x" * 100_000), 431, "head_too_large"),
+    "an unknown method": (b"BREW /token HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed_request"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_bytes", "status", "code"), NOT_HTTP.values(), ids=NOT_HTTP)
+def test_what_is_no_proper_http_is_refused(
+    broker: Broker, request_bytes: bytes, status: int, code: str
+) -> None:
+    got, headers, body = exchange(broker, request_bytes)
+    problem = json.loads(body)
+    assert (got, problem["status"], problem["code"]) == (status, status, code)
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["connection"] == "close"
+    assert headers["x-request-id"] == problem["request_id"]
+    assert broker.record(problem["request_id"])["code"] == code
+
+
+def test_a_page_can_read_such_a_refusal(broker: Broker) -> None:
+    _, headers, _ = exchange(broker, post("Content-Type: text/csv", "Transfer-Encoding: gzip, chunked"))
+    assert headers["access-control-allow-origin"] == PAGE_ORIGIN
+    assert "X-Request-Id" in headers["access-control-expose-headers"]
+
+
+def test_a_head_without_end_is_cut_off_early(broker: Broker) -> None:
+    """One header that never ends: the parser would hold all of it."""
+    sent = 0
+    with connected(broker) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX-A: ")
+        try:
+            while sent < 50_000_000:
+                sent += connection.send(b"x" * 65_536)
+        except OSError:
+            pass
+    assert sent < 20_000_000
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: 1"])
+def test_a_head_that_does_not_come_is_not_waited_for(hasty: Broker, start: bytes) -> None:
+    status, _, body = exchange(hasty, start)
+    assert (status, json.loads(body)["code"]) == (408, "client_too_slow")
+
+
+def test_a_connection_that_is_kept_may_rest(hasty: Broker) -> None:
+    """The limit is for a head that has begun, not for the pause between requests."""
+    with httpx.Client(base_url=hasty.url) as client:
+        client.get("/health")
+        time.sleep(1.5)
+        stream = client.get("/health").extensions["network_stream"]
+        assert stream.get_extra_info("server_addr")
+
+
+def test_a_trickle_is_stopped(hasty: Broker, sandbox: SandboxControl) -> None:
+    """A byte now and then is never idle for long, and holds a place that others need."""
+    head = post(
+        f"Authorization: Bearer {hasty.secret_key}",
+        "Content-Type: text/csv",
+        'Content-Disposition: attachment; filename="a.csv"',
+        "Content-Length: 1000000",
+    )
+    with connected(hasty) as connection:
+        connection.sendall(head)
+        answers = _read_in_thread(connection)
+        for _ in range(100):
+            if answers:
+                break
+            connection.sendall(b"x")
+            time.sleep(0.1)
+    status, _, body = parsed(answers[0])
+    assert (status, json.loads(body)["code"]) == (408, "client_too_slow")
+    sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="aborted"))
+
+
+def _read_in_thread(connection: socket.socket) -> list[bytes]:
+    answers: list[bytes] = []
+    thread = threading.Thread(target=lambda: answers.append(connection.recv(65_536)), daemon=True)
+    thread.start()
+    return answers
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [
+        "Authorization: Bearer {key}",
+        'Content-Disposition: attachment; filename="b.csv"',
+        f"Origin: {PAGE_ORIGIN}",
+    ],
+)
+def test_a_trailer_is_no_header(broker: Broker, sandbox: SandboxControl, trailer: str) -> None:
+    """In one packet with the rest, or after it: what comes behind the body changes nothing."""
+    head = (
+        b"POST /proxy/upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Type: text/csv\r\n"
+    )
+    head += b"Connection: close\r\n"
+    if "Authorization" not in trailer:
+        head += f"Authorization: Bearer {broker.secret_key}\r\n".encode()
+    tail = f"0\r\n{trailer.format(key=broker.secret_key)}\r\n\r\n".encode()
+    status, _, body = exchange(broker, head + b"\r\n8\r\n" + CSV + b"\r\n" + tail)
+    answer = json.loads(body)
+    if "Authorization" in trailer:
+        assert (status, answer["code"]) == (401, "missing_credential")
+    else:
+        assert (status, answer["file_name"]) == (200, "upload.csv")
+        assert "origin" not in broker.record(answer["request_id"])
+
+
+def test_a_broken_chunk_ends_the_upload(broker: Broker, sandbox: SandboxControl, folder: Path) -> None:
+    head = post(
+        f"Authorization: Bearer {broker.secret_key}",
+        "Content-Type: text/csv",
+        'Content-Disposition: attachment; filename="a.csv"',
+        "Transfer-Encoding: chunked",
+    )
+    with connected(broker) as connection:
+        connection.sendall(head + b"8\r\n" + CSV + b"\r\n")
+        sandbox.wait_for(lambda: sandbox.events(kind="upload"))
+        connection.sendall(b"zz\r\n")
+        status, _, body = parsed(connection.makefile("rb").read())
+    assert (status, json.loads(body)["code"]) == (400, "malformed_request")
+    sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="aborted"))
+    assert sandbox.events(kind="upload", outcome="stored") == []
+    broker.last_record("/proxy/upload", code="client_left")
