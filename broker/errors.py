@@ -274,7 +274,9 @@ class FileTypeRefused(UnsupportedMediaType):
 class FileContentMismatch(UnsupportedMediaType):
     code = "file_content_mismatch"
     title = "The content does not fit the file name"
-    sentence = "Content and extension do not fit each other. Name the file for what it is, and send it again."
+    sentence = (
+        "Coze takes a file only if content and extension fit. Name it for what it is, and send it again."
+    )
     coze_code = 4304
 
 

@@ -50,6 +50,7 @@ class Pace:
         self._finish_at: float | None = None
         self._waiting_for: WaitingFor = "client"
         self._alarm: asyncio.Timeout | None = None
+        self._is_last_call = False
         self._since = 0.0
         self._window_seconds = 0.0
         self._window_bytes = 0
@@ -65,7 +66,7 @@ class Pace:
                 self.wait_for("client")
                 yield
         except TimeoutError:
-            raise self._refusal(loop.time()) from None
+            raise self._refusal() from None
         finally:
             self._alarm = None
 
@@ -76,7 +77,8 @@ class Pace:
         if self._alarm is None:
             return
         at = self._since + getattr(self._patience, side)
-        self._alarm.reschedule(at if self._finish_at is None else min(at, self._finish_at))
+        self._is_last_call = self._finish_at is not None and self._finish_at <= at
+        self._alarm.reschedule(self._finish_at if self._is_last_call else at)
 
     def received(self, size: int) -> None:
         """So many bytes came from the client, which was waited for; the time that others take doesn't count.
@@ -93,8 +95,8 @@ class Pace:
             raise ClientTooSlow(log=f"{self._window_bytes} bytes in {self._window_seconds:.0f} s")
         self._window_seconds, self._window_bytes = 0.0, 0
 
-    def _refusal(self, now: float) -> Refusal:
-        if self._waiting_for != "answer" and self._finish_at is not None and now >= self._finish_at:
+    def _refusal(self) -> Refusal:
+        if self._is_last_call and self._waiting_for != "answer":
             return FinishDeadline()
         side = self._waiting_for
         wait = RETRY_AFTER_SECONDS if side == "slot" else None

@@ -11,6 +11,7 @@ BOUNDARY = b"bench-7d1f0c6f2f5c4a9e"
 PIECE = bytes(range(256)) * 4096  # 1 MiB
 ANSWER_SECONDS = 120.0
 STEPS_PER_SECOND = 10
+GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,13 @@ class SlowUploads:
             writer.close()
 
     async def _trickle(self) -> None:
+        """Each of them once in a step, one after the other: callers don't send in time with each other."""
+        groups = [self._writers[start::GROUPS] for start in range(GROUPS)]
         while True:
-            for writer in self._writers:
-                writer.write(PIECE[: self._step])
-            await asyncio.sleep(1 / STEPS_PER_SECOND)
+            for group in groups:
+                for writer in group:
+                    writer.write(PIECE[: self._step])
+                await asyncio.sleep(1 / STEPS_PER_SECOND / GROUPS)
 
 
 async def ask_many(target: Target, body: bytes, *, count: int) -> list[float]:
