@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from broker.api.rendering import NO_STORE, problem
+from broker.api.rendering import rendered
 from broker.errors import ClientTooSlow, HeadTooLarge, MalformedRequest, Refusal, UnsupportedEncoding
 from broker.observe import events, logs
 
@@ -118,18 +118,11 @@ class Connection(HttpToolsProtocol):
         logs.request_ended(event)
 
     def _rendered(self, refusal: Refusal, request_id: str) -> bytes:
-        body = json.dumps(problem(refusal, request_id)).encode()
-        headers = {
-            "Content-Type": "application/problem+json",
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-            "X-Request-Id": request_id,
-            **NO_STORE,
-            **refusal.headers,
-            **self._cors_headers(),
-        }
+        content, headers = rendered(refusal, getattr(self, "url", b"").decode("latin-1"), request_id)
+        body = json.dumps(content).encode()
+        headers |= {"Content-Length": str(len(body)), "Connection": "close", "X-Request-Id": request_id}
         lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [f"{name}: {value}" for name, value in (headers | self._cors_headers()).items()]
         return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
     def _cors_headers(self) -> dict[str, str]:

@@ -86,6 +86,15 @@ def test_what_is_no_proper_http_is_refused(
     assert broker.record(problem["request_id"])["code"] == code
 
 
+def test_cozes_clients_can_read_such_a_refusal(broker: Broker) -> None:
+    """A credential of a megabyte, on one of Coze's paths."""
+    request = post("Authorization: Bearer " + "x" * 1_000_000, path="/v1/files/upload")
+    status, headers, body = exchange(broker, request)
+    answer = json.loads(body)
+    assert (status, answer["code"], headers["content-type"]) == (431, 4000, "application/json")
+    assert answer["detail"]["logid"] == headers["x-tt-logid"] == headers["x-request-id"]
+
+
 def test_a_page_can_read_such_a_refusal(broker: Broker) -> None:
     _, headers, _ = exchange(broker, post("Content-Type: text/csv", "Transfer-Encoding: gzip, chunked"))
     assert headers["access-control-allow-origin"] == PAGE_ORIGIN

@@ -43,13 +43,19 @@ def refusal_response(request: Request, error: Exception) -> Response:
     refusal = as_refusal(error)
     event = events.current()
     event.code, event.log, event.logid = refusal.code, refusal.log, refusal.logid or event.logid
-    render = coze_envelope if request.url.path.startswith(COZE_PREFIXES) else problem
-    media = "application/json" if render is coze_envelope else "application/problem+json"
-    headers = {
-        **_headers(refusal, request, event),
-        **((error.headers or {}) if isinstance(error, HTTPException) else {}),
-    }
-    return RefusalResponse(render(refusal, event.request_id), refusal.status, headers, media_type=media)
+    content, headers = rendered(refusal, request.url.path, event.request_id)
+    if isinstance(error, HTTPException):
+        headers |= error.headers or {}
+    return RefusalResponse(content, refusal.status, headers)
+
+
+def rendered(refusal: Refusal, path: str, request_id: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The body of a refusal in the shape that belongs to the path, and its headers."""
+    headers = {**NO_STORE, **refusal.headers}
+    if not path.startswith(COZE_PREFIXES):
+        return problem(refusal, request_id), {**headers, "Content-Type": "application/problem+json"}
+    headers |= {"X-Tt-Logid": refusal.logid or request_id, "Content-Type": "application/json"}
+    return coze_envelope(refusal, request_id), headers
 
 
 def as_refusal(error: Exception) -> Refusal:
@@ -87,13 +93,6 @@ def coze_envelope(refusal: Refusal, request_id: str) -> dict[str, Any]:
         "msg": refusal.detail,
         "detail": {"logid": refusal.logid or request_id},
     }
-
-
-def _headers(refusal: Refusal, request: Request, event: events.Event) -> dict[str, str]:
-    headers = {**NO_STORE, **refusal.headers}
-    if request.url.path.startswith(COZE_PREFIXES):
-        headers["X-Tt-Logid"] = refusal.logid or event.request_id
-    return headers
 
 
 async def _drain(receive: Receive) -> None:
