@@ -20,6 +20,8 @@ from broker.observe import events, logs
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 100
+LINGER_BYTES = 4 * 1024 * 1024
+LINGER_SECONDS = 2.0
 
 
 class Connection(HttpToolsProtocol):
@@ -39,6 +41,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._refusal: Refusal | None = None
+        self._lingered: int | None = None
+        """Bytes that were thrown away since the last answer; None while the connection is in use."""
         self._head_alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,11 +54,12 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._lingered is not None:
+            self._linger(len(data))
             return
         was_in_head = self._in_head
         super().data_received(data)
-        if was_in_head and self._in_head and not self.transport.is_closing():
+        if was_in_head and self._in_head and self._lingered is None:
             self._count(len(data))
 
     # The parser's callbacks.
@@ -105,17 +110,41 @@ class Connection(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._head_alarm = None
-        if not self.transport.is_closing():
+        if self._lingered is None and not self.transport.is_closing():
             self._answer(ClientTooSlow("The request's head did not come in time.", log="slow head"))
 
     def _answer(self, refusal: Refusal) -> None:
-        """Say why, unless an answer is under way already, and close: what follows can't be trusted."""
+        """Say why, unless an answer is under way already, and close: what follows can't be trusted.
+
+        What is still being sent is thrown away for a moment first: a client that is reset while it sends
+        never reads the answer.
+        """
         event = events.Event(status=refusal.status, code=refusal.code, log=refusal.log)
         event.client_ip = self.client[0] if self.client else None
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(self._rendered(refusal, event.request_id))
-        self.transport.close()
+        self._end_head_alarm()
+        self._leave_request()
+        self._lingered = 0
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
         logs.request_ended(event)
+
+    def _leave_request(self) -> None:
+        """To the application it is as if the client had left."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _linger(self, size: int) -> None:
+        self._lingered = (self._lingered or 0) + size
+        if self._lingered > LINGER_BYTES:
+            self.transport.close()
+
+    def eof_received(self) -> None:
+        if self._lingered is not None:
+            self.transport.close()
 
     def _rendered(self, refusal: Refusal, request_id: str) -> bytes:
         content, headers = rendered(refusal, getattr(self, "url", b"").decode("latin-1"), request_id)
