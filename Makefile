@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check fmt pins clean packages clients
+.PHONY: help demo test bench check fmt pins clean packages clients
 
 PIP = .venv/bin/python -m pip -qq --disable-pip-version-check --no-input
 INSTALL = $(PIP) install --constraint constraints.txt --build-constraint constraints.txt
@@ -22,6 +22,9 @@ demo: .venv/.demo ## broker, sandbox Coze and page on this machine; ARGS=--check
 test: check packages clients ## everything: check, then pytest $(ARGS)
 	@echo '- pytest $(ARGS)'
 	@.venv/bin/pytest $(ARGS)
+
+bench: .venv/.test packages ## the broker beside nginx and a naive relay; ARGS=--quick takes under a minute
+	@.venv/bin/python -m tests.bench $(ARGS)
 
 check: .venv/.test ## ruff, mypy and the import contracts
 	$(call step,ruff check)

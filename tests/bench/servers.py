@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from tests.bench.load import Target
@@ -159,6 +160,8 @@ def bare_broker(folder: Path, sink_port: int) -> Iterator[None]:
     }
     command = [sys.executable, "-m", "broker", "serve"]
     with _process(command, port, environment, stderr=subprocess.DEVNULL):
+        while httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).status_code != 200:
+            time.sleep(0.01)
         yield
 
 
