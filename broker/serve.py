@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 
 import uvicorn
@@ -30,6 +31,9 @@ def serve(settings: Settings) -> None:
     with opening.troubles_told():
         asyncio.run(opening.open_once(settings))
     server = _Server(_config(settings))
+    # What is here now stays: the collector need not look at it again.
+    gc.freeze()
+    gc.enable()
     logs.info("listening", url=http_url(settings.host, settings.port), public_url=settings.public_url)
     server.run(sockets=[listener])
 

@@ -117,7 +117,8 @@ async def test_keys_are_found_by_themselves_alone(database: Database) -> None:
     brief, brief_secret = await keys.create(name="brief", scopes=["files:upload"], expires_at=1010)
     assert await keys.authenticate(secret) == key
     assert await keys.list() == sorted([key, brief], key=lambda each: each.id)
-    for wrong in (secret[:-1] + "x", secret.replace("sk", "pk"), "", "cub_sk_"):
+    another = "y" if secret.endswith("x") else "x"
+    for wrong in (secret[:-1] + another, secret.replace("sk", "pk"), "", "cub_sk_"):
         with pytest.raises(InvalidCredential):
             await keys.authenticate(wrong)
     with pytest.raises(InvalidCredential):
