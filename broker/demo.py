@@ -215,7 +215,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     give_up = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < give_up:
         try:
-            if httpx.get(f"{url}/ready", trust_env=False).status_code == 200:  # noqa: PLR2004
+            if httpx.get(f"{url}/ready", trust_env=False).status_code == 200:  # noqa: PLR2004 - HTTP's own
                 return
         except httpx.HTTPError:
             pass

@@ -151,7 +151,7 @@ def _checked(response: httpx.Response, expected: str) -> dict[str, Any]:
         raise UploadFailedError(
             f"{response.url} answered {response.status_code} without JSON. Is it a broker's address?"
         )
-    if response.status_code != 200 or answer.get("code", 0) != 0:  # noqa: PLR2004
+    if response.status_code != 200 or answer.get("code", 0) != 0:  # noqa: PLR2004 - HTTP's own
         raise UploadFailedError(_sentence(response, answer))
     if expected not in answer:
         raise UploadFailedError(f"{response.url} answered without a {expected}. Is it a broker's address?")

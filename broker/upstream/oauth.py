@@ -140,7 +140,7 @@ class AppCredential:
 
 def _access_token(answered: Answered) -> AccessToken:
     body = _object(answered.content)
-    if answered.status == 200 and "error_code" not in body:  # noqa: PLR2004
+    if answered.status == 200 and "error_code" not in body:  # noqa: PLR2004 - HTTP's own
         try:
             return AccessToken(_token_value(body["access_token"]), int(body["expires_in"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -161,10 +161,10 @@ def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
     logid = logid_of(answered.headers)
     said = f"{body.get('error_code')}: {body.get('error_message')}"[:MAX_LOGGED_MESSAGE]
     message = f"token exchange: status {answered.status}, {said}"
-    if answered.status == 429:  # noqa: PLR2004
+    if answered.status == 429:  # noqa: PLR2004 - HTTP's own
         wait = retry_after_seconds(answered.headers.get("retry-after"))
         return UpstreamBusy(log=message, logid=logid, retry_after_seconds=wait)
-    if answered.status >= 500 or body.get("error_code") == "internal_error":  # noqa: PLR2004
+    if answered.status >= 500 or body.get("error_code") == "internal_error":  # noqa: PLR2004 - HTTP's own
         return UpstreamFailed(log=message, logid=logid)
     if "kid" in str(body.get("error_message")):
         message += (
