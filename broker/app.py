@@ -26,6 +26,8 @@ from broker.observe import logs
 from broker.settings import Settings, warnings
 from broker.state.counters import DatabaseClaims
 from broker.state.database import Database
+from broker.state.idempotency import IdempotencyRecords
+from broker.transfer.admission import Admission
 from broker.transfer.policy import Policy
 from broker.upstream.client import make_client
 from broker.upstream.coze import CozeFiles
@@ -44,8 +46,21 @@ ROUTES = (
     Route("/", status.index),
 )
 CORS_METHODS = ("GET", "POST")
-CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "Content-Disposition", "X-Coze-Client-User-Agent")
-CORS_ANSWER_HEADERS = ("X-Request-Id", "X-Tt-Logid", "Retry-After", "WWW-Authenticate")
+CORS_REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Disposition",
+    "Content-Type",
+    "Idempotency-Key",
+    "Repr-Digest",
+    "X-Coze-Client-User-Agent",
+)
+CORS_ANSWER_HEADERS = (
+    "X-Request-Id",
+    "X-Tt-Logid",
+    "Retry-After",
+    "WWW-Authenticate",
+    "Idempotency-Replayed",
+)
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -85,15 +100,15 @@ def make_services(settings: Settings, database: Database, client: httpx.AsyncCli
         policy=_policy(settings),
         database=database,
         claims=DatabaseClaims(database),
+        idempotency=IdempotencyRecords(database, ttl_seconds=settings.broker_idempotency_ttl_seconds),
+        admission=_admission(settings),
         ring=ring,
         authenticator=Authenticator(opening.api_keys(settings, database), proxy_tokens),
         tokens=proxy_tokens,
         receipts=receipts.Receipts(ring, settings.public_url),
         exchange=exchange,
         browser_app=settings.browser_app,
-        files=CozeFiles(
-            client, _credential(settings, exchange), max_uploads=settings.broker_max_upstream_connections
-        ),
+        files=CozeFiles(client, _credential(settings, exchange)),
     )
 
 
@@ -111,6 +126,14 @@ def _middleware(settings: Settings) -> list[Middleware]:
         ),
         Middleware(LastResort),
     ]
+
+
+def _admission(settings: Settings) -> Admission:
+    return Admission(
+        max_running=settings.broker_max_upstream_connections,
+        max_inflight=settings.broker_max_inflight_uploads,
+        max_inflight_per_key=settings.broker_max_inflight_uploads_per_key,
+    )
 
 
 def _policy(settings: Settings) -> Policy:

@@ -20,6 +20,9 @@ Refusal                                         status  retry  Coze's code
 ├── NotFound                                       404           4200
 ├── MethodNotAllowed                               405           4000
 ├── ClientTooSlow                                  408    yes    4000
+├── IdempotencyConflict                            409           4000
+│   ├── IdempotencyKeyReused                       409           4000
+│   └── IdempotencyInProgress                      409    yes    4000
 ├── TooLarge                                       413           4302
 ├── UnsupportedMediaType                           415           4300
 │   ├── TypeNotGranted                             415           4303
@@ -215,7 +218,7 @@ class SubjectNotAllowed(Forbidden):
     )
 
 
-# --- 404, 405, 408, 413, 415, 422 ---------------------------------------------------------------
+# --- 404, 405, 408, 409, 413, 415, 422 ----------------------------------------------------------
 
 
 class NotFound(Refusal):
@@ -238,6 +241,26 @@ class ClientTooSlow(Refusal):
     status = 408
     title = "The upload stalled"
     sentence = "No data came for too long, so the upload was stopped. Nothing was stored; send it again."
+    retryable = True
+
+
+class IdempotencyConflict(Refusal):
+    code = "idempotency_conflict"
+    status = 409
+    title = "The idempotency key can't be used"
+    sentence = "The Idempotency-Key can't be used for this request."
+
+
+class IdempotencyKeyReused(IdempotencyConflict):
+    code = "idempotency_key_reused"
+    title = "The idempotency key belongs to another request"
+    sentence = "This Idempotency-Key was used for another file. Use a fresh one for each upload."
+
+
+class IdempotencyInProgress(IdempotencyConflict):
+    code = "idempotency_in_progress"
+    title = "The same request is still running"
+    sentence = "The upload with this Idempotency-Key is still running. Send it again shortly."
     retryable = True
 
 

@@ -184,11 +184,27 @@ class Settings(BaseSettings):
         description="How fast a caller must send, on average over `BROKER_CLIENT_IDLE_SECONDS`; "
         "`0` lets anyone trickle.",
     )
+    broker_max_inflight_uploads: int = Field(
+        default=1000,
+        ge=0,
+        description="How many uploads may be in the broker at once, running or waiting; more are refused "
+        "with 503. `0` sets no bound.",
+    )
+    broker_max_inflight_uploads_per_key: int = Field(
+        default=0, ge=0, description="The same for each API key and the tokens minted with it."
+    )
     broker_max_upstream_connections: int = Field(
-        default=64, ge=1, description="How many uploads to Coze run at once; more wait their turn."
+        default=64,
+        ge=1,
+        description="How many uploads to Coze run at once; more wait, and keys take turns in waiting.",
     )
     broker_pool_wait_seconds: float = Field(
         default=30.0, gt=0, description="How long an upload may wait for a free connection to Coze."
+    )
+    broker_idempotency_ttl_seconds: int = Field(
+        default=86_400,
+        ge=60,
+        description="How long an upload's answer is kept for its `Idempotency-Key`.",
     )
     broker_shutdown_grace_seconds: int = Field(
         default=30, ge=0, description="How long running uploads may go on after SIGTERM."

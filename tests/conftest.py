@@ -10,6 +10,7 @@ import pytest
 
 from broker.sandbox.launch import in_subprocess
 from tests.support.broker_process import Broker, running_broker
+from tests.support.databases import database, postgresql, url  # noqa: F401 - fixtures
 from tests.support.sandbox_control import SandboxControl
 
 

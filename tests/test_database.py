@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import socket
 import sqlite3
 import stat
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,67 +22,21 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from broker.auth.api_keys import ApiKeys
-from broker.errors import ExpiredCredential, InvalidCredential, StoreUnavailable
+from broker.errors import (
+    ExpiredCredential,
+    IdempotencyInProgress,
+    IdempotencyKeyReused,
+    InvalidCredential,
+    StoreUnavailable,
+)
 from broker.state.counters import DatabaseClaims
 from broker.state.database import HEAD_REVISION, Database, metadata
-from tests.support import needs
+from broker.state.idempotency import LEASE_SECONDS, Begun, Earlier, IdempotencyRecords
 from tests.support.broker_process import Broker, running_broker
+from tests.support.databases import psql
 from tests.support.sandbox_control import SandboxControl
 
 SMALL = {"file": ("a.csv", b"1")}
-
-# --- one contract, two databases ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """A PostgreSQL server of its own on a free port; it refuses to run as root."""
-    initdb = Path(needs.executable("initdb", "/usr/lib/postgresql/*/bin/initdb"))
-    pytest.importorskip("asyncpg")
-    as_user = [needs.executable("runuser"), "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    folder = Path(tempfile.mkdtemp(prefix="broker-postgresql-"))
-    if as_user:
-        shutil.chown(folder, "postgres")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    options = ["-D", str(folder / "data")]
-
-    def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd=folder)
-
-    run(str(initdb), *options, "-U", "broker", "-A", "trust", "-N")
-    listen = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
-    control = [str(initdb.with_name("pg_ctl")), *options, "-w"]
-    run(*control, "-l", str(folder / "log"), "-o", listen, "start")
-    try:
-        yield f"postgresql+asyncpg://broker@127.0.0.1:{port}/postgres"
-    finally:
-        run(*control, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, folder: Path) -> str:
-    """Where an empty database is."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{folder / 'data' / 'broker.db'}"
-    address: str = request.getfixturevalue("postgresql")
-    name = f"test_{os.urandom(4).hex()}"
-    subprocess.run([*_psql(address), "-c", f"CREATE DATABASE {name}"], check=True, capture_output=True)
-    return address.removesuffix("postgres") + name
-
-
-def _psql(url: str) -> list[str]:
-    psql = needs.executable("psql", "/usr/lib/postgresql/*/bin/psql")
-    return [psql, url.replace("+asyncpg", "")]
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    await database.migrate()
-    yield database
-    await database.close()
 
 
 async def test_the_migrations_make_what_the_code_describes(database: Database) -> None:
@@ -311,10 +262,124 @@ async def test_an_unreachable_server_is_an_unavailable_store() -> None:
 
 
 def test_a_broker_works_on_postgresql(folder: Path, sandbox: SandboxControl, postgresql: str) -> None:
-    subprocess.run([*_psql(postgresql), "-c", "CREATE DATABASE whole"], check=True, capture_output=True)
+    subprocess.run([*psql(postgresql), "-c", "CREATE DATABASE whole"], check=True, capture_output=True)
     url = postgresql.replace("+asyncpg", "").removesuffix("postgres") + "whole"
     with running_broker(folder, sandbox.environment, DATABASE_URL=url) as broker:
         token = broker.mint(size=1, route="proxy")
         assert upload(broker, token).status_code == 200
         assert upload(broker, token).json()["code"] == "token_used"
         assert not list((folder / "data").glob("*.db"))
+
+
+# --- requests that may be sent twice --------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def records(database: Database, clock: Clock) -> IdempotencyRecords:
+    return IdempotencyRecords(database, ttl_seconds=100, wait_seconds=0.3, now=clock)
+
+
+async def begun(records: IdempotencyRecords, name: str = "name", fingerprint: str = "file") -> Begun:
+    found = await records.begin(name, fingerprint)
+    assert isinstance(found, Begun)
+    return found
+
+
+async def test_what_became_of_a_request_is_told_to_the_next(records: IdempotencyRecords) -> None:
+    first, other = await begun(records), await begun(records, "another name")
+    await records.commit(first, "digest")
+    await records.finish(first, {"id": "7"})
+    assert await records.begin("name", "file") == Earlier("digest", {"id": "7"})
+    await records.commit(other, "digest of the other")
+    await records.finish(other, None)
+    assert await records.begin("another name", "file") == Earlier("digest of the other", None)
+
+
+async def test_another_request_under_the_same_name_is_refused(records: IdempotencyRecords) -> None:
+    await begun(records)
+    with pytest.raises(IdempotencyKeyReused):
+        await records.begin("name", "another file")
+
+
+async def test_a_request_that_came_to_nothing_may_be_sent_again(records: IdempotencyRecords) -> None:
+    first = await begun(records)
+    await records.forget(first)
+    second = await begun(records, fingerprint="another file")
+    await records.forget(first)  # whose row it no longer is
+    with pytest.raises(IdempotencyInProgress) as refused:
+        await records.begin("name", "another file")
+    assert refused.value.retry_after_seconds
+    assert second.owner != first.owner
+
+
+async def test_the_second_waits_for_the_first(database: Database, clock: Clock) -> None:
+    patient = IdempotencyRecords(database, ttl_seconds=100, wait_seconds=10, now=clock)
+    first = await begun(patient)
+    second = asyncio.create_task(patient.begin("name", "file"))
+    await asyncio.sleep(0.3)
+    assert not second.done()
+    await patient.commit(first, "digest")
+    await patient.finish(first, {"id": "7"})
+    assert await second == Earlier("digest", {"id": "7"})
+
+
+async def test_the_row_of_a_process_that_died_is_taken_over_once_its_lease_is_out(
+    records: IdempotencyRecords, clock: Clock
+) -> None:
+    dead = await begun(records)
+    clock.now += LEASE_SECONDS - 1
+    await records.renew(dead)
+    clock.now += LEASE_SECONDS - 1
+    with pytest.raises(IdempotencyInProgress):
+        await records.begin("name", "file")
+    clock.now += 2
+    heir = await begun(records)
+    with pytest.raises(StoreUnavailable):  # the dead one wakes up, and must not send its last byte
+        await records.commit(dead, "digest")
+    await records.commit(heir, "digest")
+    await records.finish(heir, {"id": "7"})
+
+
+async def test_a_process_that_died_when_its_last_byte_was_out_leaves_a_doubt(
+    records: IdempotencyRecords, clock: Clock
+) -> None:
+    dead = await begun(records)
+    await records.commit(dead, "digest")
+    clock.now += LEASE_SECONDS + 1
+    assert await records.begin("name", "file") == Earlier("digest", None)
+    await records.finish(dead, {"id": "7"})  # it was only slow
+    assert await records.begin("name", "file") == Earlier("digest", {"id": "7"})
+
+
+async def test_of_many_who_come_for_a_row_at_once_one_gets_it(
+    records: IdempotencyRecords, clock: Clock
+) -> None:
+    for _ in ("a fresh row", "the row of one that died"):
+        found = await asyncio.gather(
+            *(records.begin("name", "file") for _ in range(10)), return_exceptions=True
+        )
+        assert sum(isinstance(each, Begun) for each in found) == 1
+        assert sum(isinstance(each, IdempotencyInProgress) for each in found) == 9
+        clock.now += LEASE_SECONDS + 1
+
+
+async def test_an_answer_is_kept_as_long_as_was_said(records: IdempotencyRecords, clock: Clock) -> None:
+    first = await begun(records)
+    await records.finish(first, {"id": "7"})
+    clock.now += 99
+    assert isinstance(await records.begin("name", "file"), Earlier)
+    clock.now += 62  # rows are swept once a minute
+    await begun(records, "name", "another file")

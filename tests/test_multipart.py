@@ -182,7 +182,7 @@ def test_each_outgoing_form_has_a_boundary_of_its_own() -> None:
     assert Envelope.around("a.csv", "text/csv").closing != Envelope.around("a.csv", "text/csv").closing
 
 
-FOREVER = Patience(client=60, slot=60, credential=60, connection=60, upstream=60, answer=60)
+FOREVER = Patience(client=60, slot=60, store=60, credential=60, connection=60, upstream=60, answer=60)
 
 
 async def outgoing(

@@ -144,6 +144,7 @@ def test_an_upload_that_outlives_its_token_is_stopped(
         token = strict.mint(size=1_000_000, route="proxy", ttl_seconds=1)
 
         def trickle() -> Iterator[bytes]:
+            yield CSV * 20_000  # more than is read before Coze hears of a file
             for _ in range(30):
                 yield CSV * 100
                 time.sleep(0.1)

@@ -4,30 +4,55 @@ needed to send it, spend its token, pull it through to Coze.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from starlette.requests import Request
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay
+from tenacity.wait import wait_random_exponential
 
+from broker.api import idempotency
 from broker.api.bodies import stream
 from broker.api.services import Services, services
 from broker.auth.upload_tokens import LEEWAY_SECONDS, UploadToken
-from broker.errors import TokenUsed, TypeNotGranted
+from broker.errors import (
+    DigestMismatch,
+    IdempotencyKeyReused,
+    TokenUsed,
+    TypeNotGranted,
+    UpstreamAborted,
+    UpstreamFailed,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from broker.observe import events
+from broker.state.idempotency import Begun
 from broker.transfer import filenames
+from broker.transfer.digests import announced_sha256
 from broker.transfer.incoming import IncomingFile, open_file
 from broker.transfer.multipart import Envelope
-from broker.transfer.outgoing import OutgoingBody
+from broker.transfer.outgoing import BeforeEnd, OutgoingBody
 from broker.transfer.pace import Pace, Patience
+from broker.transfer.policy import too_large
 from broker.upstream.coze import StoredFile
 
 CLAIM_MARGIN_SECONDS = 60
+STORE_SECONDS = 20.0
+"""Longer than the store's own limits, and than the wait for the same request to be over."""
+KEPT_BYTES = 65_536
+"""A file this small is read whole before Coze hears of it, and can be sent again."""
+MAX_ATTEMPTS = 3
+PASSING = (UpstreamUnreachable, UpstreamTimeout, UpstreamAborted, UpstreamFailed)
+"""After these Coze has no file, and may take it the next time."""
 
 
 @dataclass(frozen=True)
 class Grant:
     """What this upload may do, whichever credential says so."""
 
+    key_id: str
     max_bytes: int
     subject: str | None = None
     token: UploadToken | None = None
@@ -36,43 +61,135 @@ class Grant:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that Coze confirmed."""
+    """A file that Coze confirmed, and which request brought it, when (Unix seconds)."""
 
     stored: StoredFile
     file_name: str
     sha256: str
+    request_id: str
+    stored_at: int
+
+
+@dataclass(frozen=True)
+class _Journey:
+    """What every step needs."""
+
+    broker: Services
+    grant: Grant
+    pace: Pace
+    file: IncomingFile
+    sha256: str | None
+    """The digest that was announced."""
 
 
 async def relay_file(request: Request, grant: Grant) -> Upload:
-    """Take the request's file to Coze.
+    """Take the request's file to Coze; with an ``Idempotency-Key``, once however often it is sent.
 
     Raises a refusal at whatever step fails; Coze then has no file, or it is not known whether it has.
-    The token is spent last of all before Coze hears of the file, so that nothing else can waste it.
     """
     broker = services(request)
+    key = idempotency.key_of(request.headers)
+    of_token = grant.token.sha256 if grant.token else None
+    sha256 = announced_sha256(request.headers.get("repr-digest"), of_token)
     pace = Pace(_patience(broker), _seconds_to_finish(grant))
-    async with pace.kept():
-        file = await open_file(
-            request.headers, stream(request), max_bytes=grant.max_bytes, forms_only=grant.forms_only
-        )
-        _check_type(file, grant)
-        pace.wait_for("slot")
-        async with broker.files.slots:
-            pace.wait_for("credential")
-            authorization = await broker.files.authorization()
-            await _spend(broker, grant)
-            return await _send(broker, file, grant, pace, authorization)
+    with broker.admission.admitted(grant.key_id):
+        async with pace.kept():
+            file = await open_file(
+                request.headers, stream(request), max_bytes=grant.max_bytes, forms_only=grant.forms_only
+            )
+            _check_type(file, grant)
+            await file.keep(KEPT_BYTES)
+            journey = _Journey(broker, grant, pace, file, sha256)
+            return await (_store(journey) if key is None else _store_once(journey, key))
 
 
-async def _send(broker: Services, file: IncomingFile, grant: Grant, pace: Pace, authorization: str) -> Upload:
+async def _store_once(journey: _Journey, key: str) -> Upload:
+    """The file's journey, unless it was made before under the same key: then its outcome."""
+    records, grant = journey.broker.idempotency, journey.grant
+    journey.pace.wait_for("store")
+    name = idempotency.name_of(key, key_id=grant.key_id, subject=grant.subject)
+    begun = await records.begin(name, idempotency.fingerprint_of(journey.file.file_name))
+    if not isinstance(begun, Begun):
+        journey.pace.wait_for("client")
+        if await _read(journey) != begun.sha256:
+            raise IdempotencyKeyReused
+        return _upload(idempotency.answer_of(begun))
+
+    async def work() -> dict[str, Any]:
+        return asdict(await _store(journey, lambda sha256: records.commit(begun, sha256)))
+
+    return _upload(await idempotency.once(records, begun, work))
+
+
+async def _store(journey: _Journey, before_end: BeforeEnd | None = None) -> Upload:
+    """Get all that is needed to send the file, then send it.
+
+    The token is spent last of all before Coze hears of the file, so that nothing else can waste it.
+    """
+    broker, pace = journey.broker, journey.pace
+    pace.wait_for("slot")
+    async with broker.admission.slot(journey.grant.key_id):
+        pace.wait_for("credential")
+        authorization = await broker.files.authorization()
+        pace.wait_for("store")
+        await _spend(broker, journey.grant)
+        upload: Upload = await _persistently(journey)(_send, journey, authorization, before_end)
+    pace.over()
+    return upload
+
+
+def _persistently(journey: _Journey) -> AsyncRetrying:
+    """Again after a passing fault, as long as every byte of the file is still here."""
+
+    def may_go_again(error: BaseException) -> bool:
+        return isinstance(error, PASSING) and journey.file.start_over()
+
+    return AsyncRetrying(
+        retry=retry_if_exception(may_go_again),
+        stop=stop_after_attempt(MAX_ATTEMPTS)
+        | stop_after_delay(journey.broker.settings.broker_connect_timeout_seconds),
+        wait=wait_random_exponential(multiplier=0.2, max=2),
+        reraise=True,
+    )
+
+
+async def _send(journey: _Journey, authorization: str, before_end: BeforeEnd | None) -> Upload:
+    """One attempt."""
+    broker, file, pace, event = journey.broker, journey.file, journey.pace, events.current()
+    event.attempts = (event.attempts or 0) + 1
     envelope = Envelope.around(file.file_name, filenames.content_type_of(file.file_name))
-    sha256 = grant.token.sha256 if grant.token else None
-    body = OutgoingBody(file, envelope, pace, max_bytes=grant.max_bytes, sha256=sha256)
+    body = OutgoingBody(
+        file,
+        envelope,
+        pace,
+        max_bytes=journey.grant.max_bytes,
+        sha256=journey.sha256,
+        before_end=before_end,
+    )
     pace.wait_for("connection")
     stored = await broker.files.upload(body, envelope, authorization)
-    event = events.current()
     event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
-    return Upload(stored, file.file_name, body.sha256)
+    return Upload(stored, file.file_name, body.sha256, event.request_id, int(time.time()))
+
+
+async def _read(journey: _Journey) -> str:
+    """The digest of a file that goes nowhere: Coze has it already, or may have."""
+    digest, size = hashlib.sha256(), 0
+    async for piece in journey.file:
+        journey.pace.received(len(piece))
+        size += len(piece)
+        if size > journey.grant.max_bytes:
+            raise too_large(journey.grant.max_bytes)
+        digest.update(piece)
+        journey.pace.wait_for("client")
+    events.current().bytes_received = size
+    if journey.sha256 not in (None, digest.hexdigest()):
+        raise DigestMismatch
+    return digest.hexdigest()
+
+
+def _upload(answer: dict[str, Any]) -> Upload:
+    return Upload(**{**answer, "stored": StoredFile(**answer["stored"])})
 
 
 def _check_type(file: IncomingFile, grant: Grant) -> None:
@@ -104,6 +221,7 @@ def _patience(broker: Services) -> Patience:
     return Patience(
         client=settings.broker_client_idle_seconds,
         slot=settings.broker_pool_wait_seconds,
+        store=STORE_SECONDS,
         credential=connect + read + 1,
         connection=connect + 1,
         upstream=read,

@@ -6,11 +6,14 @@ Answers and errors come in Coze's envelope; the caller's API key stands where Co
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from broker.api.idempotency import replayed_header
 from broker.api.journey import Grant, relay_file
 from broker.api.services import services
 from broker.auth.scopes import FILES_READ, FILES_UPLOAD
@@ -24,9 +27,9 @@ FILE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 async def upload(request: Request) -> JSONResponse:
     """POST /v1/files/upload."""
     broker = services(request)
-    await broker.authenticator.api_key(request.headers, FILES_UPLOAD)
-    uploaded = await relay_file(request, Grant(max_bytes=broker.policy.max_upload_bytes, forms_only=True))
-    return _envelope(uploaded.stored, uploaded.file_name)
+    key = await broker.authenticator.api_key(request.headers, FILES_UPLOAD)
+    uploaded = await relay_file(request, Grant(key.id, broker.policy.max_upload_bytes, forms_only=True))
+    return _envelope(uploaded.stored, uploaded.file_name, replayed_header())
 
 
 async def retrieve(request: Request) -> JSONResponse:
@@ -41,7 +44,9 @@ async def retrieve(request: Request) -> JSONResponse:
     return _envelope(stored, stored.file_name)
 
 
-def _envelope(stored: StoredFile, file_name: str) -> JSONResponse:
+def _envelope(
+    stored: StoredFile, file_name: str, headers: Mapping[str, str] = MappingProxyType({})
+) -> JSONResponse:
     logid = stored.logid or events.current().request_id
     data: dict[str, Any] = {
         "id": stored.file_id,
@@ -50,5 +55,6 @@ def _envelope(stored: StoredFile, file_name: str) -> JSONResponse:
         "file_name": stored.file_name or file_name,
     }
     return JSONResponse(
-        {"code": 0, "msg": "", "data": data, "detail": {"logid": logid}}, headers={"X-Tt-Logid": logid}
+        {"code": 0, "msg": "", "data": data, "detail": {"logid": logid}},
+        headers={"X-Tt-Logid": logid, **headers},
     )

@@ -14,6 +14,8 @@ from broker.auth.upload_tokens import UploadTokens
 from broker.settings import OAuthApp, Settings
 from broker.state.counters import Claims
 from broker.state.database import Database
+from broker.state.idempotency import IdempotencyRecords
+from broker.transfer.admission import Admission
 from broker.transfer.policy import Policy
 from broker.upstream.coze import CozeFiles
 from broker.upstream.oauth import TokenExchange
@@ -27,6 +29,8 @@ class Services:
     policy: Policy
     database: Database
     claims: Claims
+    idempotency: IdempotencyRecords
+    admission: Admission
     ring: KeyRing
     authenticator: Authenticator
     tokens: UploadTokens

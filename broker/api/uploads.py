@@ -7,13 +7,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from broker.api.idempotency import replayed_header
 from broker.api.journey import Grant, Upload, relay_file
 from broker.api.rendering import NO_STORE
 from broker.api.services import services
 from broker.auth.api_keys import ApiKey
 from broker.auth.receipts import Receipts
 from broker.auth.upload_tokens import UploadToken
-from broker.observe import events
 
 
 async def proxy_upload(request: Request) -> JSONResponse:
@@ -22,13 +22,14 @@ async def proxy_upload(request: Request) -> JSONResponse:
     caller = await broker.authenticator.uploader(request.headers)
     grant = _grant(caller, broker.policy.max_upload_bytes)
     upload = await relay_file(request, grant)
-    return JSONResponse(_answer(upload, _receipt(broker.receipts, upload, grant.subject)), headers=NO_STORE)
+    answer = _answer(upload, _receipt(broker.receipts, upload, grant.subject))
+    return JSONResponse(answer, headers=NO_STORE | replayed_header())
 
 
 def _grant(caller: ApiKey | UploadToken, max_upload_bytes: int) -> Grant:
     if isinstance(caller, ApiKey):
-        return Grant(max_bytes=max_upload_bytes)
-    return Grant(min(caller.max_bytes, max_upload_bytes), caller.subject, caller)
+        return Grant(caller.id, max_upload_bytes)
+    return Grant(caller.key_id, min(caller.max_bytes, max_upload_bytes), caller.subject, caller)
 
 
 def _receipt(receipts: Receipts, upload: Upload, subject: str | None) -> str:
@@ -39,6 +40,7 @@ def _receipt(receipts: Receipts, upload: Upload, subject: str | None) -> str:
         sha256=upload.sha256,
         subject=subject,
         route="proxy",
+        issued_at=upload.stored_at,
     )
 
 
@@ -51,6 +53,6 @@ def _answer(upload: Upload, receipt: str) -> dict[str, Any]:
         "sha256": upload.sha256,
         "route": "proxy",
         "logid": upload.stored.logid,
-        "request_id": events.current().request_id,
+        "request_id": upload.request_id,
         "receipt": receipt,
     }

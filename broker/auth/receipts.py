@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from broker.auth.signing_keys import KeyRing
 
 TYP = "receipt+jwt"
@@ -14,19 +11,30 @@ AUDIENCE = "coze-upload-broker/receipt"
 class Receipts:
     """Signs receipts; anyone can verify them with ``/.well-known/jwks.json``."""
 
-    def __init__(self, ring: KeyRing, issuer: str, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, ring: KeyRing, issuer: str) -> None:
         self._ring = ring
         self._issuer = issuer
-        self._now = now
 
     def sign(
-        self, *, file_id: str, file_name: str, size: int, sha256: str, subject: str | None, route: str
+        self,
+        *,
+        file_id: str,
+        file_name: str,
+        size: int,
+        sha256: str,
+        subject: str | None,
+        route: str,
+        issued_at: int,
     ) -> str:
-        """A JWT (``typ: receipt+jwt``) that says which file of which bytes came from whom, by which route."""
+        """A JWT (``typ: receipt+jwt``) that says which file of which bytes came from whom, by which route.
+
+        The same values give the same text (Ed25519, RFC 8032): a repeated answer has the same receipt.
+        ``issued_at`` in Unix seconds.
+        """
         claims = {
             "iss": self._issuer,
             "aud": AUDIENCE,
-            "iat": int(self._now()),
+            "iat": issued_at,
             "file_id": file_id,
             "file_name": file_name,
             "bytes": size,

@@ -37,6 +37,8 @@ class Event:
     bytes_received: int | None = None
     bytes_declared: int | None = None
     sent: Sent | None = None
+    attempts: int | None = None
+    replayed: bool | None = None
     file_id: str | None = None
     # how it ended
     code: str | None = None

@@ -40,6 +40,19 @@ claims = sa.Table(
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
 )
 
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(32), nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=True),
+    sa.Column("answer", sa.JSON(none_as_null=True), nullable=True),
+    sa.Column("lease_until", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+)
+
 
 class Database:
     """A pool of connections to one database.
@@ -90,7 +103,7 @@ class Database:
         return bool(version == HEAD_REVISION)
 
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 
 
 def _engine(url: sa.URL) -> AsyncEngine:

@@ -32,9 +32,12 @@ class IncomingFile:
         self._body = body
         self._reader = reader
         self._ready: deque[bytes] = deque()
+        self._kept: tuple[bytes, ...] | None = None
+        self._was_begun = False
         self._whole = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._was_begun = True
         while True:
             while self._ready:
                 yield self._ready.popleft()
@@ -49,14 +52,44 @@ class IncomingFile:
         """
         while not self._ready and not self._whole:
             await self._read()
-        if self._whole and self._reader:
-            self._reader.close()
+        self._check_end()
         if not self._ready:
             raise EmptyFile
-        if self._whole:
-            self.room_bytes = sum(map(len, self._ready))
-        elif self._reader and self._reader.head_bytes is not None and self.room_bytes is not None:
+        if (
+            not self._whole
+            and self._reader
+            and self._reader.head_bytes is not None
+            and self.room_bytes is not None
+        ):
             self.room_bytes -= self._reader.head_bytes + self._reader.closing_bytes
+
+    async def keep(self, max_bytes: int) -> None:
+        """Read a file of no more than ``max_bytes`` to its end and keep it, so that it can be sent again.
+
+        Raises as ``read_ahead`` does.
+        """
+        if self.room_bytes is not None and self.room_bytes > max_bytes:
+            return
+        while not self._whole and sum(map(len, self._ready)) <= max_bytes:
+            await self._read()
+        self._check_end()
+        if self._whole:
+            self._kept = tuple(self._ready)
+
+    def start_over(self) -> bool:
+        """Make the next iteration begin at the first byte; False when it is gone."""
+        if self._kept is not None:
+            self._ready = deque(self._kept)
+            self._was_begun = False
+        return not self._was_begun
+
+    def _check_end(self) -> None:
+        """Once all was read, it must have been a whole form, and the length is known for certain."""
+        if not self._whole:
+            return
+        if self._reader:
+            self._reader.close()
+        self.room_bytes = sum(map(len, self._ready))
 
     @property
     def least_bytes(self) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 from broker.errors import DigestMismatch, MalformedMultipart
@@ -14,6 +14,8 @@ from broker.transfer.pace import Pace
 from broker.transfer.policy import too_large
 
 Sent = events.Sent
+BeforeEnd = Callable[[str], Awaitable[None]]
+"""Called with the file's SHA-256, in hex, before the last piece goes out; may still refuse."""
 
 
 class OutgoingBody:
@@ -23,15 +25,24 @@ class OutgoingBody:
     """
 
     def __init__(
-        self, file: IncomingFile, envelope: Envelope, pace: Pace, *, max_bytes: int, sha256: str | None = None
+        self,
+        file: IncomingFile,
+        envelope: Envelope,
+        pace: Pace,
+        *,
+        max_bytes: int,
+        sha256: str | None = None,
+        before_end: BeforeEnd | None = None,
     ) -> None:
         self._file = file
         self._envelope = envelope
         self._pace = pace
         self._max_bytes = max_bytes
         self._announced_sha256 = sha256
+        self._before_end = before_end
         self._hash = hashlib.sha256()
         self._event = events.current()
+        self._event.sent = None
         self.file_bytes = 0
         self.failure: BaseException | None = None
 
@@ -74,6 +85,9 @@ class OutgoingBody:
             self._meter(piece)
             yield piece
         end = self._envelope.end(self._padding_bytes())
+        if self._before_end is not None:
+            self._pace.wait_for("store")
+            await self._before_end(self.sha256)
         # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
         self.sent = "all"
         yield end

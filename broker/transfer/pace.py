@@ -12,13 +12,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from broker.errors import ClientTooSlow, FinishDeadline, NoFreeSlot, OutcomeUnknown, Refusal, UpstreamTimeout
+from broker.errors import (
+    ClientTooSlow,
+    FinishDeadline,
+    NoFreeSlot,
+    OutcomeUnknown,
+    Refusal,
+    StoreUnavailable,
+    UpstreamTimeout,
+)
 
-WaitingFor = Literal["client", "slot", "credential", "connection", "upstream", "answer"]
+WaitingFor = Literal["client", "slot", "store", "credential", "connection", "upstream", "answer"]
 
 _REFUSALS: dict[WaitingFor, type[Refusal]] = {
     "client": ClientTooSlow,
     "slot": NoFreeSlot,
+    "store": StoreUnavailable,
     "credential": UpstreamTimeout,
     "connection": UpstreamTimeout,
     "upstream": UpstreamTimeout,
@@ -33,6 +42,7 @@ class Patience:
 
     client: float
     slot: float
+    store: float
     credential: float
     connection: float
     upstream: float
@@ -79,6 +89,11 @@ class Pace:
         at = self._since + getattr(self._patience, side)
         self._is_last_call = self._finish_at is not None and self._finish_at <= at
         self._alarm.reschedule(self._finish_at if self._is_last_call else at)
+
+    def over(self) -> None:
+        """From now on nobody is waited for: the outcome is known."""
+        if self._alarm is not None:
+            self._alarm.reschedule(None)
 
     def received(self, size: int) -> None:
         """So many bytes came from the client, which was waited for; the time that others take doesn't count.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +33,9 @@ class StoredFile:
 class CozeFiles:
     """The files of the account that the broker's credential belongs to."""
 
-    def __init__(self, client: httpx.AsyncClient, credential: Credential, *, max_uploads: int) -> None:
+    def __init__(self, client: httpx.AsyncClient, credential: Credential) -> None:
         self._client = client
         self._credential = credential
-        self.slots = asyncio.Semaphore(max_uploads)
-        """How many uploads may run at once; first come, first served."""
 
     async def authorization(self) -> str:
         """The credential, fetched before a byte of a file is asked for."""
