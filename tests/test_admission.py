@@ -155,11 +155,13 @@ def test_without_bounds_all_are_let_in() -> None:
 # --- over HTTP ----------------------------------------------------------------------------------------
 
 
-def begin(broker: Broker, key: str) -> Connection:
-    """An upload that was let in and sends nothing more."""
+def begin(broker: Broker, sandbox: SandboxControl, key: str) -> Connection:
+    """An upload that was let in, has reached Coze, and sends nothing more."""
+    before = len(sandbox.events(kind="upload"))
     connection = Connection(broker.url)
     headers = broker.auth(key) | {"Content-Type": "text/csv", "Content-Length": "1000000"}
     connection.send(head(PROXY, [*headers.items()]) + b"a,b\n")
+    sandbox.wait_for(lambda: len(sandbox.events(kind="upload")) > before)
     return connection
 
 
@@ -184,15 +186,13 @@ def test_one_upload_too_many_of_a_key_is_refused_and_another_key_has_room(
     mine, other = narrow.secret_key, narrow.extra["other_key"]
     with ExitStack() as uploads:
         for _ in range(3):
-            uploads.enter_context(begin(narrow, mine))
-        sandbox.wait_for(lambda: send(narrow, mine).status_code == 503)
+            uploads.enter_context(begin(narrow, sandbox, mine))
         refused = send(narrow, mine, path)
         assert refused.headers["retry-after"] == "2"
         assert "retry-after" in refused.headers["access-control-expose-headers"].lower()
         assert_refused(narrow, refused, NoFreeSlot, path)
         assert send(narrow, other).status_code == 200
-        uploads.enter_context(begin(narrow, other))
-        sandbox.wait_for(lambda: send(narrow, other).status_code == 503)
+        uploads.enter_context(begin(narrow, sandbox, other))
         assert_refused(narrow, send(narrow, other, path), NoFreeSlot, path)
         assert httpx.get(f"{narrow.url}/ready").status_code == 200
         narrow.mint(key=other, size=1)
@@ -205,7 +205,6 @@ def test_a_token_counts_for_the_key_that_minted_it_and_is_not_spent(
     token = narrow.mint(size=4, route="proxy")["access_token"]
     with ExitStack() as uploads:
         for _ in range(3):
-            uploads.enter_context(begin(narrow, narrow.secret_key))
-        sandbox.wait_for(lambda: send(narrow, narrow.secret_key).status_code == 503)
+            uploads.enter_context(begin(narrow, sandbox, narrow.secret_key))
         assert_refused(narrow, send(narrow, token), NoFreeSlot)
     sandbox.wait_for(lambda: send(narrow, token).status_code == 200)
