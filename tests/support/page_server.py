@@ -105,15 +105,15 @@ class Relay:
         self.uploads = 0
         self.keeps_alive = True
         """Whether a connection carries more than one request."""
-        self._breaks_left, self._break_after, self._swallows = 0, 0, False
+        self._breaks_left, self._break_after, self._swallows = 0, 0, 0
 
     def break_uploads(self, times: int, after_bytes: int) -> None:
         """Reset the next ``times`` uploads after so many bytes of their requests."""
         self._breaks_left, self._break_after = times, after_bytes
 
-    def swallow_answer(self) -> None:
-        """Let the next upload pass whole, and reset its connection when the answer comes."""
-        self._swallows = True
+    def swallow_answer(self, times: int = 1) -> None:
+        """Let the next uploads pass whole, and reset their connections when the answer comes."""
+        self._swallows = times
 
     def close(self) -> None:
         # A thread that waits in accept() keeps the port open; shutting down wakes it.
@@ -150,7 +150,7 @@ class Relay:
     def _to_page(self, line: _Line) -> None:
         while data := line.broker.recv(CHUNK_BYTES):
             if self._swallows and line.upload_bytes:
-                self._swallows = False
+                self._swallows -= 1
                 line.reset()
                 return
             if not self.keeps_alive:

@@ -113,7 +113,7 @@ export interface UploadErrorDetails {
  * | `token_used` | `getToken` gave a token that this page had sent before; nothing was sent |
  * | `cors_blocked` | another origin did not answer, or its CORS rules leave this page out: a browser does not tell which |
  * | `connection_lost` | the connection broke; the last byte had not left |
- * | `outcome_unknown` | all bytes were sent to the broker, and the answer was lost, or the browser itself repeated the request (`cause` is then the broker's `token_used`): Coze may hold the file |
+ * | `outcome_unknown` | the whole file was sent and no answer came, of Coze's or, three times over, of the broker's: Coze may hold the file |
  * | `bad_answer` | the answer was not the broker's or Coze's: often a gateway in between |
  * | `aborted` | the signal fired |
  */

@@ -1,13 +1,12 @@
 /**
  * Sends a file to Coze by the route of the broker's choice. It goes out again only where that is safe:
  * - direct: once, through the broker, unless Coze refused the file itself;
- * - proxy: twice at most, if the broker says `retryable`, or if the last byte had not left (it completes no short upload);
- * - never if all was sent and the answer lost: `outcome_unknown`.
+ * - proxy: twice at most, if the broker says `retryable` or no answer came; by its `Idempotency-Key` it stays one file.
  *
  * @import { UploadOptions, UploadResult, UploadErrorDetails, TokenAnswer } from './upload-to-coze.js'
- * @typedef {UploadOptions & { file: Blob, name: string, broker: string }} Job
+ * @typedef {UploadOptions & { file: Blob, name: string, broker: string, key: string }} Job
  * @typedef {{ url: string, status: number, body?: any, id?: string, moved?: boolean, sent?: boolean }} Answer
- * @typedef {{ result?: UploadResult, error?: UploadError, again?: boolean }} Verdict
+ * @typedef {{ result?: UploadResult, error?: any, again?: boolean }} Verdict
  */
 
 /** @type {Record<number, string>} */
@@ -42,23 +41,30 @@ export async function uploadToCoze(file, options) {
   if (!total) throw new UploadError('empty_file', 'The file is empty.');
   const broker = (options.broker ?? new URL(import.meta.url).origin).replace(/\/+$/, '');
   const name = options.fileName || /** @type {File} */ (file).name || 'upload';
-  const job = { ...options, file, name, broker };
+  const key = crypto.getRandomValues(new Uint32Array(4)).join('-');
+  const job = { ...options, file, name, broker, key };
 
-  let grant = await mint(job, job.route);
-  job.onRoute?.({ route: grant.route, reason: grant.reason, fallback: false });
-  for (let retries = 0; ; ) {
-    const direct = grant.route === 'direct';
-    const answer = await send(job, grant);
-    const { result, error, again } = (direct ? readDirect : readProxy)(answer, job);
-    if (result) {
-      job.onProgress?.({ loaded: total, total, percent: 100 });
-      return result;
+  let doubt;
+  try {
+    let grant = await mint(job, job.route);
+    job.onRoute?.({ route: grant.route, reason: grant.reason, fallback: false });
+    for (let retries = 0; ; ) {
+      const direct = grant.route === 'direct';
+      const answer = await send(job, grant);
+      const { result, error, again } = (direct ? readDirect : readProxy)(answer, job);
+      if (result) {
+        job.onProgress?.({ loaded: total, total, percent: 100 });
+        return result;
+      }
+      if (error.code === 'outcome_unknown') doubt = error;
+      if (!again || retries > 1) throw error;
+      if (!direct) await pause(job, ++retries, error.retryAfterSeconds);
+      grant = await mint(job, 'proxy');
+      const reason = answer.status ? 'direct_failed' : 'direct_unreachable';
+      if (direct) job.onRoute?.({ route: 'proxy', reason, fallback: true, cause: error });
     }
-    if (!again || retries > 1) throw error;
-    if (!direct) await pause(job, ++retries, error?.retryAfterSeconds);
-    grant = await mint(job, 'proxy');
-    const reason = answer.status ? 'direct_failed' : 'direct_unreachable';
-    if (direct) job.onRoute?.({ route: 'proxy', reason, fallback: true, cause: error });
+  } catch (error) {
+    throw error.code === 'aborted' ? error : doubt ?? error;
   }
 }
 
@@ -150,6 +156,7 @@ function send(job, grant) {
     form.append(grant.field || 'file', job.file, job.name);
     xhr.open('POST', url);
     xhr.setRequestHeader('Authorization', `Bearer ${grant.access_token}`);
+    if (grant.route !== 'direct') xhr.setRequestHeader('Idempotency-Key', job.key);
     progress(0);
     xhr.send(form);
     return () => xhr.abort();
@@ -174,15 +181,14 @@ function readDirect(answer, { file, name }) {
 /** @param {Answer} answer @param {Job} job @returns {Verdict} */
 function readProxy(answer, { file }) {
   const { status, body } = answer;
-  // `token_used`: on a broken connection a browser may send twice by itself.
-  if ((!status && answer.sent) || body?.code === 'token_used') {
-    const sentence = 'The file was sent, but the answer was lost. Coze may hold it; sending it again may store it twice.';
-    return { error: new UploadError('outcome_unknown', sentence, { status, requestId: answer.id, cause: body && refusal(answer) }) };
+  if (!status) {
+    const sentence = 'The file was sent, but no answer came. Coze may hold it.';
+    return { error: answer.sent ? new UploadError('outcome_unknown', sentence) : unreachable(answer), again: true };
   }
-  if (!status) return { error: unreachable(answer), again: true };
   if (body?.file_id && typeof body.file_id === 'string' && body.bytes === file.size) return { result: { receipt: null, ...body, route: 'proxy' } };
   const error = refusal(answer);
-  return { error, again: error.retryable && error.code !== 'outcome_unknown' };
+  // A browser may send twice by itself, hence `token_used`.
+  return { error, again: error.retryable || error.code === 'token_used' };
 }
 
 /** @param {Answer} answer @param {boolean} [retryable] */
