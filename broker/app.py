@@ -23,10 +23,12 @@ from broker.auth import receipts, signing_keys, upload_tokens
 from broker.auth.authenticate import Authenticator
 from broker.errors import Refusal
 from broker.observe import logs
+from broker.scanning.clamd import Clamd
 from broker.settings import Settings, warnings
 from broker.state.counters import DatabaseClaims
 from broker.state.database import Database
 from broker.transfer.policy import Policy
+from broker.transfer.sensitivity import Sensitivity
 from broker.upstream.client import make_client
 from broker.upstream.coze import CozeFiles
 from broker.upstream.oauth import AppCredential, Credential, FixedCredential, TokenExchange
@@ -44,7 +46,10 @@ ROUTES = (
     Route("/", status.index),
 )
 CORS_METHODS = ("GET", "POST")
-CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "Content-Disposition", "X-Coze-Client-User-Agent")
+CORS_REQUEST_HEADERS = (
+    *("Authorization", "Content-Type", "Content-Disposition"),
+    *("X-Upload-Sensitive", "X-Coze-Client-User-Agent"),
+)
 CORS_ANSWER_HEADERS = ("X-Request-Id", "X-Tt-Logid", "Retry-After", "WWW-Authenticate")
 
 
@@ -94,6 +99,7 @@ def make_services(settings: Settings, database: Database, client: httpx.AsyncCli
         files=CozeFiles(
             client, _credential(settings, exchange), max_uploads=settings.broker_max_upstream_connections
         ),
+        scanner=_scanner(settings),
     )
 
 
@@ -120,7 +126,19 @@ def _policy(settings: Settings) -> Policy:
         default_ttl_seconds=settings.broker_token_ttl_seconds,
         max_ttl_seconds=settings.broker_token_max_ttl_seconds,
         has_browser_app=settings.browser_app is not None,
+        sensitivity=Sensitivity(
+            types=settings.broker_sensitive_types,
+            names=settings.broker_sensitive_names,
+            everything=settings.broker_scan == "all",
+        ),
+        scan_max_bytes=settings.broker_scanner_max_bytes if settings.broker_scanner else None,
     )
+
+
+def _scanner(settings: Settings) -> Clamd | None:
+    if not settings.broker_scanner:
+        return None
+    return Clamd(settings.scanner_address, max_bytes=settings.broker_scanner_max_bytes)
 
 
 def _credential(settings: Settings, exchange: TokenExchange) -> Credential:

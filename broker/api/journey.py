@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from broker.api.bodies import stream
+from broker.api.sensitive import is_sensitive, scan_of
 from broker.api.services import Services, services
 from broker.auth.upload_tokens import LEEWAY_SECONDS, UploadToken
 from broker.errors import TokenUsed, TypeNotGranted
@@ -19,6 +20,7 @@ from broker.transfer.incoming import IncomingFile, open_file
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
 from broker.transfer.pace import Pace, Patience
+from broker.transfer.scanned import Scan
 from broker.upstream.coze import StoredFile
 
 CLAIM_MARGIN_SECONDS = 60
@@ -56,18 +58,23 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
             request.headers, stream(request), max_bytes=grant.max_bytes, forms_only=grant.forms_only
         )
         _check_type(file, grant)
+        sensitive = is_sensitive(request, file, grant.token)
         pace.wait_for("slot")
         async with broker.files.slots:
-            pace.wait_for("credential")
-            authorization = await broker.files.authorization()
-            await _spend(broker, grant)
-            return await _send(broker, file, grant, pace, authorization)
+            pace.wait_for("scanner")
+            async with scan_of(broker, file, sensitive=sensitive) as scan:
+                pace.wait_for("credential")
+                authorization = await broker.files.authorization()
+                await _spend(broker, grant)
+                return await _send(broker, file, grant, pace, authorization=authorization, scan=scan)
 
 
-async def _send(broker: Services, file: IncomingFile, grant: Grant, pace: Pace, authorization: str) -> Upload:
+async def _send(
+    broker: Services, file: IncomingFile, grant: Grant, pace: Pace, *, authorization: str, scan: Scan | None
+) -> Upload:
     envelope = Envelope.around(file.file_name, filenames.content_type_of(file.file_name))
     sha256 = grant.token.sha256 if grant.token else None
-    body = OutgoingBody(file, envelope, pace, max_bytes=grant.max_bytes, sha256=sha256)
+    body = OutgoingBody(file, envelope, pace, max_bytes=grant.max_bytes, sha256=sha256, scan=scan)
     pace.wait_for("connection")
     stored = await broker.files.upload(body, envelope, authorization)
     event = events.current()
@@ -108,5 +115,6 @@ def _patience(broker: Services) -> Patience:
         connection=connect + 1,
         upstream=read,
         answer=read,
+        scanner=settings.broker_scanner_timeout_seconds,
         client_bytes_per_second=settings.broker_min_bytes_per_second,
     )

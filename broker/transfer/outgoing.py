@@ -12,6 +12,7 @@ from broker.transfer.incoming import IncomingFile
 from broker.transfer.multipart import Envelope
 from broker.transfer.pace import Pace
 from broker.transfer.policy import too_large
+from broker.transfer.scanned import Scan, scanned
 
 Sent = events.Sent
 
@@ -23,13 +24,21 @@ class OutgoingBody:
     """
 
     def __init__(
-        self, file: IncomingFile, envelope: Envelope, pace: Pace, *, max_bytes: int, sha256: str | None = None
+        self,
+        file: IncomingFile,
+        envelope: Envelope,
+        pace: Pace,
+        *,
+        max_bytes: int,
+        sha256: str | None = None,
+        scan: Scan | None = None,
     ) -> None:
         self._file = file
         self._envelope = envelope
         self._pace = pace
         self._max_bytes = max_bytes
         self._announced_sha256 = sha256
+        self._scan = scan
         self._hash = hashlib.sha256()
         self._event = events.current()
         self.file_bytes = 0
@@ -70,13 +79,19 @@ class OutgoingBody:
     async def _pieces(self) -> AsyncGenerator[bytes]:
         self.sent = "part"
         yield self._envelope.head
-        async for piece in self._file:
-            self._meter(piece)
+        pieces = self._metered()
+        async for piece in scanned(pieces, self._scan, self._pace) if self._scan else pieces:
             yield piece
+        self._event.scanned = True if self._scan else None
         end = self._envelope.end(self._padding_bytes())
         # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
         self.sent = "all"
         yield end
+
+    async def _metered(self) -> AsyncGenerator[bytes]:
+        async for piece in self._file:
+            self._meter(piece)
+            yield piece
 
     def _meter(self, piece: bytes) -> None:
         self.file_bytes += len(piece)

@@ -12,13 +12,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from broker.errors import ClientTooSlow, FinishDeadline, NoFreeSlot, OutcomeUnknown, Refusal, UpstreamTimeout
+from broker.errors import (
+    ClientTooSlow,
+    FinishDeadline,
+    NoFreeSlot,
+    OutcomeUnknown,
+    Refusal,
+    ScannerUnavailable,
+    UpstreamTimeout,
+)
 
-WaitingFor = Literal["client", "slot", "credential", "connection", "upstream", "answer"]
+WaitingFor = Literal["client", "slot", "scanner", "credential", "connection", "upstream", "answer"]
 
 _REFUSALS: dict[WaitingFor, type[Refusal]] = {
     "client": ClientTooSlow,
     "slot": NoFreeSlot,
+    "scanner": ScannerUnavailable,
     "credential": UpstreamTimeout,
     "connection": UpstreamTimeout,
     "upstream": UpstreamTimeout,
@@ -37,6 +46,7 @@ class Patience:
     connection: float
     upstream: float
     answer: float
+    scanner: float = 60
     client_bytes_per_second: float = 0
     """How fast the client must be, on average over as long as it may send nothing."""
 
@@ -99,7 +109,7 @@ class Pace:
         if self._is_last_call and self._waiting_for != "answer":
             return FinishDeadline()
         side = self._waiting_for
-        wait = RETRY_AFTER_SECONDS if side == "slot" else None
+        wait = RETRY_AFTER_SECONDS if side in ("slot", "scanner") else None
         return _REFUSALS[side](
             log=f"waited {getattr(self._patience, side):g} s for {side}", retry_after_seconds=wait
         )
