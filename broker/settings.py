@@ -291,7 +291,7 @@ class Settings(BaseSettings):
         if parts.scheme == "clamd" and is_bare:
             if parts.hostname and parts.path in ("", "/") and parts.port != 0:
                 return parts.hostname, parts.port or CLAMD_PORT
-            if not parts.netloc and len(parts.path) > 1:
+            if not parts.netloc and parts.path.startswith("/") and len(parts.path) > 1:
                 return parts.path
         raise ValueError(self.broker_scanner)
 
