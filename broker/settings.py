@@ -174,10 +174,10 @@ class Settings(BaseSettings):
         "none goes direct.",
     )
     broker_scanner_max_bytes: int = Field(
-        default=104_857_600,
+        default=26_214_400,
         ge=1,
         description="The largest file that is scanned; a larger one is refused. No more than clamd's "
-        "`MaxFileSize` and `StreamMaxLength`: clamd calls clean what is over the former.",
+        "`StreamMaxLength` and `MaxFileSize` (25M on Debian): clamd calls clean what is over the latter.",
     )
     broker_scanner_timeout_seconds: float = Field(
         default=60.0,
