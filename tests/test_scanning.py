@@ -185,12 +185,12 @@ def scanning_broker(
 def strict_broker(
     session_sandbox: SandboxControl, session_clamd: Clamd, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Broker]:
-    """A broker that has everything scanned, over a Unix socket, and waits a second for anyone else."""
+    """A broker that has everything scanned, over a Unix socket, and waits two seconds for anyone else."""
     given = {
         "BROKER_SCANNER": session_clamd.socket_url,
         "BROKER_SCAN": "all",
-        "BROKER_CLIENT_IDLE_SECONDS": "1",
-        "BROKER_READ_TIMEOUT_SECONDS": "1",
+        "BROKER_CLIENT_IDLE_SECONDS": "2",
+        "BROKER_READ_TIMEOUT_SECONDS": "2",
     }
     with running_broker(tmp_path_factory.mktemp("strict"), session_sandbox.environment, **given) as broker:
         yield broker
@@ -295,6 +295,17 @@ def test_what_is_not_sensitive_is_not_scanned(
     assert_stored(sandbox, answer, EICAR)
     record = record_of(scanning_broker, answer.headers["x-request-id"])
     assert (record["sensitive"], "scanned" in record) == (False, False)
+
+
+def test_without_a_scanner_set_up_a_sensitive_file_passes_through_the_broker(
+    broker: Broker, sandbox: SandboxControl
+) -> None:
+    """The record says that it was sensitive, and not that it was scanned."""
+    answer = upload(broker, CLEAN, **SENSITIVE)
+    assert_stored(sandbox, answer, CLEAN)
+    record = record_of(broker, answer.headers["x-request-id"])
+    assert (record["sensitive"], "scanned" in record) == (True, False)
+    assert CLIENT.get(f"{broker.url}/ready").json()["checks"] == {"store": "ok"}
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -465,7 +476,7 @@ def test_waiting_for_the_scanner_is_nobody_else_s_slowness(
 ) -> None:
     """It takes longer than the caller or Coze may."""
     clamd.pause()
-    recovery = threading.Timer(2.5, clamd.resume)
+    recovery = threading.Timer(3.5, clamd.resume)
     recovery.start()
     assert_stored(sandbox, upload(strict_broker, LARGE), LARGE)
     assert not recovery.is_alive()
