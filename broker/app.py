@@ -23,12 +23,14 @@ from broker.auth import receipts, signing_keys, upload_tokens
 from broker.auth.authenticate import Authenticator
 from broker.errors import Refusal
 from broker.observe import logs
+from broker.scanning.clamd import Clamd
 from broker.settings import Settings, warnings
 from broker.state.counters import DatabaseClaims
 from broker.state.database import Database
 from broker.state.idempotency import IdempotencyRecords
 from broker.transfer.admission import Admission
 from broker.transfer.policy import Policy
+from broker.transfer.sensitivity import Sensitivity
 from broker.upstream.client import make_client
 from broker.upstream.coze import CozeFiles
 from broker.upstream.oauth import AppCredential, Credential, FixedCredential, TokenExchange
@@ -53,13 +55,14 @@ CORS_REQUEST_HEADERS = (
     "Idempotency-Key",
     "Repr-Digest",
     "X-Coze-Client-User-Agent",
+    "X-Upload-Sensitive",
 )
 CORS_ANSWER_HEADERS = (
-    "X-Request-Id",
-    "X-Tt-Logid",
+    "Idempotency-Replayed",
     "Retry-After",
     "WWW-Authenticate",
-    "Idempotency-Replayed",
+    "X-Request-Id",
+    "X-Tt-Logid",
 )
 
 
@@ -109,6 +112,7 @@ def make_services(settings: Settings, database: Database, client: httpx.AsyncCli
         exchange=exchange,
         browser_app=settings.browser_app,
         files=CozeFiles(client, _credential(settings, exchange)),
+        scanner=_scanner(settings),
     )
 
 
@@ -143,7 +147,19 @@ def _policy(settings: Settings) -> Policy:
         default_ttl_seconds=settings.broker_token_ttl_seconds,
         max_ttl_seconds=settings.broker_token_max_ttl_seconds,
         has_browser_app=settings.browser_app is not None,
+        sensitivity=Sensitivity(
+            types=settings.broker_sensitive_types,
+            names=settings.broker_sensitive_names,
+            everything=settings.broker_scan == "all",
+        ),
+        scan_max_bytes=settings.broker_scanner_max_bytes if settings.broker_scanner else None,
     )
+
+
+def _scanner(settings: Settings) -> Clamd | None:
+    if not settings.broker_scanner:
+        return None
+    return Clamd(settings.scanner_address, max_bytes=settings.broker_scanner_max_bytes)
 
 
 def _credential(settings: Settings, exchange: TokenExchange) -> Credential:

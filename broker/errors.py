@@ -30,7 +30,9 @@ Refusal                                         status  retry  Coze's code
 │   └── FileContentMismatch                        415           4304
 ├── InvalidRequest                                 422           4000
 │   ├── TtlTooLong                                 422           4000
-│   └── DigestMismatch                             422           4304
+│   ├── DigestMismatch                             422           4304
+│   ├── ContentRefused                             422           4304
+│   └── NotScannable                               422           4302
 ├── HeadTooLarge                                   431           4000
 ├── ClientLeft                                     499           4000
 ├── InternalError                                  500           5000
@@ -44,6 +46,7 @@ Refusal                                         status  retry  Coze's code
 │   └── UpstreamCredentialRefused                  502           5000
 ├── Unavailable                                    503    yes    5000
 │   ├── StoreUnavailable                           503    yes    5000
+│   ├── ScannerUnavailable                         503    yes    5000
 │   ├── NoFreeSlot                                 503    yes    4013
 │   ├── UpstreamBusy                               503    yes    4013
 │   └── ShuttingDown                               503    yes    5000
@@ -323,6 +326,27 @@ class DigestMismatch(InvalidRequest):
     coze_code = 4304
 
 
+class ContentRefused(InvalidRequest):
+    """What the scanner found is for the log alone: it would tell an attacker what to change."""
+
+    code = "content_refused"
+    title = "The scanner refused the content"
+    sentence = "The scanner refused the file's content. Nothing was stored."
+    coze_code = 4304
+
+
+class NotScannable(InvalidRequest):
+    """Neither clean nor proven bad, so it does not pass."""
+
+    code = "not_scannable"
+    title = "The file can't be scanned"
+    sentence = (
+        "The file must be scanned, and is more than the scanner takes, in size or in what is packed inside. "
+        "Nothing was stored. The operator can raise the scanner's limits."
+    )
+    coze_code = 4302
+
+
 class HeadTooLarge(Refusal):
     code = "head_too_large"
     status = 431
@@ -419,6 +443,17 @@ class StoreUnavailable(Unavailable):
     code = "store_unavailable"
     title = "The store can't be used"
     sentence = "The broker's store can't be used right now, so nobody is let in. Try again shortly."
+
+
+class ScannerUnavailable(Unavailable):
+    """A file that must be scanned never passes unseen."""
+
+    code = "scanner_unavailable"
+    title = "The scanner can't be used"
+    sentence = (
+        "The file must be scanned, and the scanner can't be used right now. Nothing was stored; "
+        "try again shortly."
+    )
 
 
 class NoFreeSlot(Unavailable):

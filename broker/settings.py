@@ -29,6 +29,7 @@ MIN_RSA_BITS = 2048
 MIN_SECRET_LENGTH = 32
 COZE_MAX_UPLOAD_BYTES = 536_870_912
 COZE_MAX_TTL_SECONDS = 86_399
+CLAMD_PORT = 3310
 OF_THE_COMMAND_LINE = {"BROKER_URL", "BROKER_API_KEY"}
 """Names that look like settings and are options of ``broker upload`` and ``broker token``."""
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names addresses
@@ -151,6 +152,39 @@ class Settings(BaseSettings):
         description="How long after its token's expiry an upload that has begun may go on.",
     )
 
+    # Sensitive files
+    broker_sensitive_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Media types whose files are sensitive, separated by commas, `*` for any part: "
+        "`application/pdf,image/*`. A file of unknown type then is, too.",
+    )
+    broker_sensitive_names: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="File names that are sensitive, separated by commas, `*` for any part, in any case: "
+        "`*.pdf,contract*`. A file whose name is not told then is, too.",
+    )
+    broker_scanner: str = Field(
+        default="",
+        description="ClamAV's `clamd`, which sensitive files must pass: `clamd://127.0.0.1:3310`, or its "
+        "socket as `clamd:///run/clamav/clamd.ctl`. Without it they only never go direct.",
+    )
+    broker_scan: Literal["sensitive", "all"] = Field(
+        default="sensitive",
+        description="`sensitive`: what is sensitive is scanned. `all`: every file counts as sensitive, so "
+        "none goes direct.",
+    )
+    broker_scanner_max_bytes: int = Field(
+        default=26_214_400,
+        ge=1,
+        description="The largest file that is scanned; a larger one is refused. No more than clamd's "
+        "`StreamMaxLength` and `MaxFileSize` (25M on Debian): clamd calls clean what is over the latter.",
+    )
+    broker_scanner_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="How long the scanner may take to connect, to read on, or to judge a whole file.",
+    )
+
     # Secrets of our own
     broker_signing_keys: SecretStr | None = Field(
         default=None,
@@ -218,7 +252,9 @@ class Settings(BaseSettings):
         default="info", description="The least level that is logged."
     )
 
-    @field_validator("broker_allowed_origins", mode="before")
+    @field_validator(
+        "broker_allowed_origins", "broker_sensitive_types", "broker_sensitive_names", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return (
@@ -262,6 +298,18 @@ class Settings(BaseSettings):
     def browser_app(self) -> OAuthApp | None:
         """The OAuth app whose tokens may reach a browser."""
         return _oauth_app(self, "coze_browser_oauth")
+
+    @property
+    def scanner_address(self) -> str | tuple[str, int]:
+        """Where clamd is: the path of its socket, or host and port. Raises ``ValueError`` if not set well."""
+        parts = urlsplit(self.broker_scanner)
+        is_bare = not (parts.query or parts.fragment or "@" in parts.netloc)
+        if parts.scheme == "clamd" and is_bare:
+            if parts.hostname and parts.path in ("", "/") and parts.port != 0:
+                return parts.hostname, parts.port or CLAMD_PORT
+            if not parts.netloc and parts.path.startswith("/") and len(parts.path) > 1:
+                return parts.path
+        raise ValueError(self.broker_scanner)
 
     @property
     def resolved_database_url(self) -> str:
@@ -348,6 +396,9 @@ def warnings(settings: Settings) -> list[str]:
             f"BROKER_PUBLIC_URL is not set, so that tokens send browsers to {settings.public_url}, "
             "which is this machine alone."
         )
+    scanner_host = urlsplit(settings.broker_scanner).hostname
+    if scanner_host and not is_loopback(scanner_host):
+        found.append("BROKER_SCANNER is another machine: sensitive files cross the network in the clear.")
     if server and settings.coze_api_token:
         found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
     return found
@@ -431,7 +482,28 @@ def _problems(settings: Settings) -> Iterator[str]:
             f"BROKER_PAGE_PUBLISHABLE_KEY is not a publishable key ({PUBLISHABLE_PREFIX}…); "
             "the page shows it to everyone."
         )
+    yield from _scanning_problems(settings)
     yield from _store_problems(settings)
+
+
+def _scanning_problems(settings: Settings) -> Iterator[str]:
+    for glob in settings.broker_sensitive_types:
+        if not _TYPE_GLOB.fullmatch(glob):
+            yield f"BROKER_SENSITIVE_TYPES: {glob!r} is no media type like image/* or application/pdf."
+    for glob in settings.broker_sensitive_names:
+        if "/" in glob or "\\" in glob:
+            yield f"BROKER_SENSITIVE_NAMES: {glob!r} is no file name: folders are never part of one."
+    if not settings.broker_scanner:
+        if settings.broker_scan == "all":
+            yield "BROKER_SCAN is all, but there is no BROKER_SCANNER to scan with."
+        return
+    try:
+        _ = settings.scanner_address
+    except ValueError:
+        yield "BROKER_SCANNER: not an address like clamd://host:port or clamd:///path/to/clamd.ctl."
+
+
+_TYPE_GLOB = re.compile(r"[\w!#$&^.+*?-]+/[\w!#$&^.+*?-]+", re.ASCII)
 
 
 def _store_problems(settings: Settings) -> Iterator[str]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from tenacity.wait import wait_random_exponential
 
 from broker.api import idempotency
 from broker.api.bodies import stream
+from broker.api.sensitive import is_sensitive, scan_of
 from broker.api.services import Services, services
 from broker.auth.upload_tokens import LEEWAY_SECONDS, UploadToken
 from broker.errors import (
@@ -36,6 +39,7 @@ from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import BeforeEnd, OutgoingBody
 from broker.transfer.pace import Pace, Patience
 from broker.transfer.policy import too_large
+from broker.transfer.scanned import Scan
 from broker.upstream.coze import StoredFile
 
 CLAIM_MARGIN_SECONDS = 60
@@ -80,6 +84,7 @@ class _Journey:
     file: IncomingFile
     sha256: str | None
     """The digest that was announced."""
+    is_sensitive: bool
 
 
 async def relay_file(request: Request, grant: Grant) -> Upload:
@@ -99,7 +104,8 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
             )
             _check_type(file, grant)
             await file.keep(KEPT_BYTES)
-            journey = _Journey(broker, grant, pace, file, sha256)
+            sensitive = is_sensitive(request, file, grant.token)
+            journey = _Journey(broker, grant, pace, file, sha256, sensitive)
             return await (_store(journey) if key is None else _store_once(journey, key))
 
 
@@ -128,14 +134,29 @@ async def _store(journey: _Journey, before_end: BeforeEnd | None = None) -> Uplo
     """
     broker, pace = journey.broker, journey.pace
     pace.wait_for("slot")
-    async with broker.admission.slot(journey.grant.key_id):
+    async with broker.admission.slot(journey.grant.key_id), _scan(journey) as scan:
         pace.wait_for("credential")
         authorization = await broker.files.authorization()
         pace.wait_for("store")
         await _spend(broker, journey.grant)
-        upload: Upload = await _persistently(journey)(_send, journey, authorization, before_end)
+        upload: Upload = await _persistently(journey)(_send, journey, authorization, scan, before_end)
     pace.over()
     return upload
+
+
+@asynccontextmanager
+async def _scan(journey: _Journey) -> AsyncIterator[Scan | None]:
+    """The scan that the file must still pass on its way; one that is all here passes it before it leaves."""
+    journey.pace.wait_for("scanner")
+    async with scan_of(journey.broker, journey.file, sensitive=journey.is_sensitive) as scan:
+        if scan is None or not journey.file.kept:
+            yield scan
+            return
+        for piece in journey.file.kept:
+            await scan.feed(piece)
+        await scan.verdict()
+        events.current().scanned = True
+    yield None
 
 
 def _persistently(journey: _Journey) -> AsyncRetrying:
@@ -153,7 +174,9 @@ def _persistently(journey: _Journey) -> AsyncRetrying:
     )
 
 
-async def _send(journey: _Journey, authorization: str, before_end: BeforeEnd | None) -> Upload:
+async def _send(
+    journey: _Journey, authorization: str, scan: Scan | None, before_end: BeforeEnd | None
+) -> Upload:
     """One attempt."""
     broker, file, pace, event = journey.broker, journey.file, journey.pace, events.current()
     event.attempts = (event.attempts or 0) + 1
@@ -165,6 +188,7 @@ async def _send(journey: _Journey, authorization: str, before_end: BeforeEnd | N
         max_bytes=journey.grant.max_bytes,
         sha256=journey.sha256,
         before_end=before_end,
+        scan=scan,
     )
     pace.wait_for("connection")
     stored = await broker.files.upload(body, envelope, authorization)
@@ -226,5 +250,6 @@ def _patience(broker: Services) -> Patience:
         connection=connect + 1,
         upstream=read,
         answer=read,
+        scanner=settings.broker_scanner_timeout_seconds,
         client_bytes_per_second=settings.broker_min_bytes_per_second,
     )

@@ -11,6 +11,7 @@ from broker.auth.authenticate import Authenticator
 from broker.auth.receipts import Receipts
 from broker.auth.signing_keys import KeyRing
 from broker.auth.upload_tokens import UploadTokens
+from broker.scanning.scanner import Scanner
 from broker.settings import OAuthApp, Settings
 from broker.state.counters import Claims
 from broker.state.database import Database
@@ -38,6 +39,7 @@ class Services:
     exchange: TokenExchange
     browser_app: OAuthApp | None
     files: CozeFiles
+    scanner: Scanner | None
 
 
 def services(request: Request) -> Services:

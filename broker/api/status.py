@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ async def health(_: Request) -> JSONResponse:
 
 async def ready(request: Request) -> JSONResponse:
     """Whether it can serve: 200 when it can, 503 with the failing check when it can't."""
-    checks = {"store": await _store_check(services(request))}
+    broker = services(request)
+    checks = {"store": await _check(broker.database.ping)}
+    if broker.scanner is not None:
+        checks["scanner"] = await _check(broker.scanner.ping)
     is_ready = all(result == "ok" for result in checks.values())
     return JSONResponse({"ready": is_ready, "checks": checks}, 200 if is_ready else 503, headers=NO_CACHE)
 
@@ -86,9 +90,9 @@ def _status(broker: Services) -> dict[str, Any]:
     }
 
 
-async def _store_check(broker: Services) -> str:
+async def _check(ping: Callable[[], Awaitable[None]]) -> str:
     try:
-        await broker.database.ping()
+        await ping()
     except Refusal as refusal:
         return refusal.code
     return "ok"

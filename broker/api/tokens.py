@@ -67,8 +67,7 @@ def _origin(request: Request) -> str | None:
 async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str | None) -> dict[str, Any]:
     if key.kind == "publishable" and asked.subject is not None:
         raise SubjectNotAllowed
-    if asked.file_name is not None:
-        filenames.clean(asked.file_name)
+    asked = _marked(broker, asked)
     ttl_seconds = broker.policy.ttl_seconds(asked.ttl_seconds)
     route, reason = broker.policy.route(size=asked.size, sensitive=asked.sensitive, wish=asked.route)
     if route == "direct":
@@ -80,6 +79,14 @@ async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str 
             _note_no_direct_token(trouble)
     reason = "direct_unavailable" if route == "direct" else reason
     return {"route": "proxy", "reason": reason, **_proxy(broker, key, asked, ttl_seconds, origin)}
+
+
+def _marked(broker: Services, asked: TokenRequest) -> TokenRequest:
+    """The request, sensitive also where the policy says so. Raises a refusal for a name that can't be one."""
+    name = None if asked.file_name is None else filenames.clean(asked.file_name)
+    sensitive = asked.sensitive or broker.policy.sensitivity.marks(name, asked.content_type)
+    events.current().sensitive = sensitive
+    return asked.model_copy(update={"sensitive": sensitive})
 
 
 def _note_no_direct_token(trouble: Refusal | TimeoutError) -> None:
@@ -107,6 +114,7 @@ def _proxy(
         content_types=(media_type(asked.content_type),) if asked.content_type else None,
         origin=origin,
         sha256=asked.sha256,
+        sensitive=asked.sensitive,
     )
     event = events.current()
     event.token_id, event.subject = token.jti, token.subject

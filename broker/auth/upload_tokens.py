@@ -35,6 +35,7 @@ class UploadToken:
     content_types: tuple[str, ...] | None = None
     origin: str | None = None
     sha256: str | None = None
+    sensitive: bool = False
 
 
 class UploadTokens:
@@ -56,6 +57,7 @@ class UploadTokens:
         content_types: tuple[str, ...] | None = None,
         origin: str | None = None,
         sha256: str | None = None,
+        sensitive: bool = False,
     ) -> tuple[str, UploadToken]:
         """A fresh token, as text and as what it says."""
         now = int(self._now())
@@ -70,6 +72,7 @@ class UploadTokens:
             content_types=content_types,
             origin=origin,
             sha256=sha256,
+            sensitive=sensitive,
         )
         return self._ring.sign(_claims(token, self._issuer), typ=TYP), token
 
@@ -116,6 +119,7 @@ def _claims(token: UploadToken, issuer: str) -> dict[str, Any]:
         "content_types": token.content_types and list(token.content_types),
         "origin": token.origin,
         "sha256": token.sha256,
+        "sensitive": token.sensitive or None,
         "key_id": token.key_id,
     }
     return {name: value for name, value in claims.items() if value is not None}
@@ -135,4 +139,5 @@ def _token(claims: dict[str, Any]) -> UploadToken:
         content_types=None if types is None else tuple(types),
         origin=claims.get("origin"),
         sha256=claims.get("sha256"),
+        sensitive=claims.get("sensitive", False),
     )

@@ -34,6 +34,8 @@ class Event:
     # what
     route: str | None = None
     reason: str | None = None
+    sensitive: bool | None = None
+    scanned: bool | None = None
     bytes_received: int | None = None
     bytes_declared: int | None = None
     sent: Sent | None = None

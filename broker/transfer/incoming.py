@@ -32,7 +32,8 @@ class IncomingFile:
         self._body = body
         self._reader = reader
         self._ready: deque[bytes] = deque()
-        self._kept: tuple[bytes, ...] | None = None
+        self.kept: tuple[bytes, ...] = ()
+        """The whole file, once ``keep`` has read it; nothing of a file that is too large for that."""
         self._was_begun = False
         self._whole = False
 
@@ -74,12 +75,12 @@ class IncomingFile:
             await self._read()
         self._check_end()
         if self._whole:
-            self._kept = tuple(self._ready)
+            self.kept = tuple(self._ready)
 
     def start_over(self) -> bool:
         """Make the next iteration begin at the first byte; False when it is gone."""
-        if self._kept is not None:
-            self._ready = deque(self._kept)
+        if self.kept:
+            self._ready = deque(self.kept)
             self._was_begun = False
         return not self._was_begun
 

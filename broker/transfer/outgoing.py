@@ -12,6 +12,7 @@ from broker.transfer.incoming import IncomingFile
 from broker.transfer.multipart import Envelope
 from broker.transfer.pace import Pace
 from broker.transfer.policy import too_large
+from broker.transfer.scanned import Scan, scanned
 
 Sent = events.Sent
 BeforeEnd = Callable[[str], Awaitable[None]]
@@ -33,6 +34,7 @@ class OutgoingBody:
         max_bytes: int,
         sha256: str | None = None,
         before_end: BeforeEnd | None = None,
+        scan: Scan | None = None,
     ) -> None:
         self._file = file
         self._envelope = envelope
@@ -40,6 +42,7 @@ class OutgoingBody:
         self._max_bytes = max_bytes
         self._announced_sha256 = sha256
         self._before_end = before_end
+        self._scan = scan
         self._hash = hashlib.sha256()
         self._event = events.current()
         self._event.sent = None
@@ -81,9 +84,11 @@ class OutgoingBody:
     async def _pieces(self) -> AsyncGenerator[bytes]:
         self.sent = "part"
         yield self._envelope.head
-        async for piece in self._file:
-            self._meter(piece)
+        pieces = self._metered()
+        async for piece in scanned(pieces, self._scan, self._pace) if self._scan else pieces:
             yield piece
+        if self._scan:
+            self._event.scanned = True
         end = self._envelope.end(self._padding_bytes())
         if self._before_end is not None:
             self._pace.wait_for("store")
@@ -91,6 +96,11 @@ class OutgoingBody:
         # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
         self.sent = "all"
         yield end
+
+    async def _metered(self) -> AsyncGenerator[bytes]:
+        async for piece in self._file:
+            self._meter(piece)
+            yield piece
 
     def _meter(self, piece: bytes) -> None:
         self.file_bytes += len(piece)

@@ -18,15 +18,17 @@ from broker.errors import (
     NoFreeSlot,
     OutcomeUnknown,
     Refusal,
+    ScannerUnavailable,
     StoreUnavailable,
     UpstreamTimeout,
 )
 
-WaitingFor = Literal["client", "slot", "store", "credential", "connection", "upstream", "answer"]
+WaitingFor = Literal["client", "slot", "scanner", "store", "credential", "connection", "upstream", "answer"]
 
 _REFUSALS: dict[WaitingFor, type[Refusal]] = {
     "client": ClientTooSlow,
     "slot": NoFreeSlot,
+    "scanner": ScannerUnavailable,
     "store": StoreUnavailable,
     "credential": UpstreamTimeout,
     "connection": UpstreamTimeout,
@@ -47,6 +49,7 @@ class Patience:
     connection: float
     upstream: float
     answer: float
+    scanner: float = 60
     client_bytes_per_second: float = 0
     """How fast the client must be, on average over as long as it may send nothing."""
 
@@ -114,7 +117,7 @@ class Pace:
         if self._is_last_call and self._waiting_for != "answer":
             return FinishDeadline()
         side = self._waiting_for
-        wait = RETRY_AFTER_SECONDS if side == "slot" else None
+        wait = RETRY_AFTER_SECONDS if side in ("slot", "scanner") else None
         return _REFUSALS[side](
             log=f"waited {getattr(self._patience, side):g} s for {side}", retry_after_seconds=wait
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from broker.errors import EmptyFile, TooLarge, TtlTooLong
+from broker.errors import EmptyFile, NotScannable, TooLarge, TtlTooLong
+from broker.transfer.sensitivity import Sensitivity
 
 Route = Literal["direct", "proxy"]
 RouteWish = Literal["auto", "direct", "proxy"]
@@ -23,14 +24,18 @@ class Policy:
     default_ttl_seconds: int
     max_ttl_seconds: int
     has_browser_app: bool
+    sensitivity: Sensitivity = field(default_factory=Sensitivity)
+    scan_max_bytes: int | None = None
+    """The largest file that the scanner takes; ``None`` where nothing is scanned."""
 
     def route(self, *, size: int, sensitive: bool, wish: RouteWish) -> tuple[Route, Reason]:
         """The way a file goes, and why. A wish for ``direct`` never overrules what speaks against it.
 
-        Raises :class:`EmptyFile` or :class:`TooLarge` for a file that no way would take.
+        Raises :class:`EmptyFile`, :class:`TooLarge` or :class:`NotScannable` for what no way would take.
         """
         self.check_size(size)
         if sensitive:
+            self.check_scannable(size)
             return "proxy", "sensitive"
         if wish == "proxy":
             return "proxy", "proxy_requested"
@@ -46,6 +51,11 @@ class Policy:
             raise EmptyFile
         if size > self.max_upload_bytes:
             raise too_large(self.max_upload_bytes)
+
+    def check_scannable(self, size: int) -> None:
+        """Raises :class:`NotScannable` for a sensitive file of which that is known before it is sent."""
+        if self.scan_max_bytes is not None and size > self.scan_max_bytes:
+            raise NotScannable(log=f"{size} bytes, more than {self.scan_max_bytes}")
 
     def ttl_seconds(self, asked: int | None) -> int:
         """How long a token lives. What is beyond the policy is refused, never clipped in silence."""
