@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from broker import settings
+from broker.api.journey import KEPT_BYTES
 from broker.errors import (
     ClientLeft,
     ContentRefused,
@@ -212,7 +213,10 @@ def assert_stored(sandbox: SandboxControl, answer: httpx.Response, content: byte
 
 
 def assert_nothing_stored(sandbox: SandboxControl, content: bytes) -> None:
-    """Coze heard of the file, and never had the whole of it: neither form nor file."""
+    """Coze heard of the file, and never had the whole of it; of a small one it heard nothing."""
+    if len(content) <= KEPT_BYTES:
+        assert sandbox.events(kind="upload") == []
+        return
     (event,) = sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="aborted"))
     assert event["file_id"] is None
     assert (event["file_bytes"] or 0) < len(content)
@@ -366,11 +370,25 @@ def test_a_hit_split_over_two_reads_is_a_hit(
     assert_nothing_stored(sandbox, first + EICAR[30:])
 
 
-def test_a_token_is_spent_by_a_hit(scanning_broker: Broker, sandbox: SandboxControl) -> None:
-    token = scanning_broker.mint(size=len(EICAR), sensitive=True)
+def test_a_token_is_spent_once_coze_heard_of_the_file(
+    scanning_broker: Broker, sandbox: SandboxControl
+) -> None:
+    """A small file is looked at before; then the token is still good."""
+    token = scanning_broker.mint(size=len(LARGE + EICAR), sensitive=True)
     headers = {"Authorization": f"Bearer {token['access_token']}"}
     assert upload(scanning_broker, EICAR, **headers).json()["code"] == "content_refused"
+    assert upload(scanning_broker, LARGE + EICAR, **headers).json()["code"] == "content_refused"
     assert upload(scanning_broker, CLEAN, **headers).json()["code"] == "token_used"
+
+
+def test_a_clean_file_may_go_again_after_a_passing_fault(
+    scanning_broker: Broker, sandbox: SandboxControl, clamd: Clamd
+) -> None:
+    """It was looked at once for all attempts."""
+    before = clamd.files_scanned
+    sandbox.fail(path=DROP_IN, code=5000, status=500, times=2)
+    assert_stored(sandbox, upload(scanning_broker, CLEAN, **SENSITIVE), CLEAN)
+    assert clamd.files_scanned == before + 1
 
 
 BEYOND = {
