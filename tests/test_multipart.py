@@ -261,6 +261,12 @@ def test_a_small_form_without_a_length_has_a_known_one_once_it_was_read() -> Non
             cut(form(part(b"x" * 200)), [100]),
             MalformedMultipart,
         ),
+        ({"content_type": FORM_TYPE, "content_length": "66500"}, [form(part(b"x"))], MalformedMultipart),
+        (
+            {"content_type": FORM_TYPE, "content_length": "66500"},
+            cut(form(part(b"x")), [HEAD_BYTES + 1]),
+            MalformedMultipart,
+        ),
     ],
     ids=[
         "whole",
@@ -270,6 +276,8 @@ def test_a_small_form_without_a_length_has_a_known_one_once_it_was_read() -> Non
         "empty",
         "no end",
         "longer than it said",
+        "much after it",
+        "much after it, cut",
     ],
 )
 def test_what_may_not_reach_coze_is_stopped(
