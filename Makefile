@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check fmt pins clean packages clients
+.PHONY: help demo test bench fuzz soak check fmt pins clean packages clients
 
 PIP = .venv/bin/python -m pip -qq --disable-pip-version-check --no-input
 INSTALL = $(PIP) install --constraint constraints.txt --build-constraint constraints.txt
@@ -25,6 +25,12 @@ test: check packages clients ## everything: check, then pytest $(ARGS)
 
 bench: .venv/.test packages ## the broker beside nginx and a naive relay; ARGS=--quick takes under a minute
 	@.venv/bin/python -m tests.bench $(ARGS)
+
+fuzz: .venv/.test ## strange bytes for what reads them, a minute each; ARGS='--seconds 600 --target forms'
+	@.venv/bin/python -m tests.fuzz $(ARGS)
+
+soak: .venv/.test ## ten minutes of uploads and faults, and an account at the end; ARGS=--quick takes one minute
+	@.venv/bin/python -m tests.soak $(ARGS)
 
 check: .venv/.test ## ruff, mypy and the import contracts
 	$(call step,ruff check)

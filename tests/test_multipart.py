@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
+import unicodedata
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 import pytest
@@ -24,7 +27,8 @@ from broker.transfer import multipart
 from broker.transfer.incoming import IncomingFile, open_file
 from broker.transfer.multipart import Envelope, FormReader
 from broker.transfer.outgoing import OutgoingBody
-from broker.transfer.pace import Pace, Patience
+from broker.transfer.pace import Pace
+from tests.support.passage import FOREVER, Outcome, Sent, passed
 from tests.support.raw_http import BOUNDARY, FORM_TYPE, form, part
 
 DELIMITER = b"\r\n--" + BOUNDARY.encode()
@@ -182,9 +186,6 @@ def test_each_outgoing_form_has_a_boundary_of_its_own() -> None:
     assert Envelope.around("a.csv", "text/csv").closing != Envelope.around("a.csv", "text/csv").closing
 
 
-FOREVER = Patience(client=60, slot=60, store=60, credential=60, connection=60, upstream=60, answer=60)
-
-
 async def outgoing(
     pieces: Iterable[bytes], **headers: str
 ) -> tuple[IncomingFile, OutgoingBody, int | None, bytes]:
@@ -261,6 +262,12 @@ def test_a_small_form_without_a_length_has_a_known_one_once_it_was_read() -> Non
             cut(form(part(b"x" * 200)), [100]),
             MalformedMultipart,
         ),
+        ({"content_type": FORM_TYPE, "content_length": "66500"}, [form(part(b"x"))], MalformedMultipart),
+        (
+            {"content_type": FORM_TYPE, "content_length": "66500"},
+            cut(form(part(b"x")), [HEAD_BYTES + 1]),
+            MalformedMultipart,
+        ),
     ],
     ids=[
         "whole",
@@ -270,6 +277,8 @@ def test_a_small_form_without_a_length_has_a_known_one_once_it_was_read() -> Non
         "empty",
         "no end",
         "longer than it said",
+        "much after it",
+        "much after it, cut",
     ],
 )
 def test_what_may_not_reach_coze_is_stopped(
@@ -277,3 +286,97 @@ def test_what_may_not_reach_coze_is_stopped(
 ) -> None:
     with pytest.raises(refusal):
         asyncio.run(outgoing(pieces, **headers))
+
+
+# --- the whole way, from the request to the form that goes to Coze --------------------------------
+
+NAMED = {"Content-Disposition": "attachment; filename*=UTF-8''%E4%B8%AD.csv"}
+IN_FORM = {"Content-Type": FORM_TYPE}
+WAYS: dict[str, tuple[dict[str, str], bytes, type]] = {
+    "a bare file": (NAMED | {"Content-Type": "text/csv"}, b"a,b\r\n" * 20, Sent),
+    "a bare file that looks like a form": (NAMED | {"Content-Type": "text/csv"}, form(part(b"a,b")), Sent),
+    "a bare file named by its type": ({"Content-Type": "application/pdf"}, b"%PDF-1.7", Sent),
+    "a bare file that nothing is told of": ({}, b"a,b", BadFileName),
+    "a bare file without a byte": (NAMED, b"", EmptyFile),
+    "a form without a boundary": ({"Content-Type": "multipart/form-data"}, form(), MalformedMultipart),
+    **{name: (IN_FORM, body, Sent) for name, body in SOUND.items()},
+    **{
+        f"broken: {name}": (IN_FORM, body, refusal)
+        for name, (body, refusal) in BROKEN.items()
+        if len(body) < 1000
+    },
+}
+
+
+def on_every_way(pieces: list[list[bytes]], headers: dict[str, str]) -> set[Outcome]:
+    """What becomes of one body in these cuttings, with its length told beforehand and without."""
+
+    async def outcomes() -> set[Outcome]:
+        size = sum(map(len, pieces[0]))
+        told = headers | {"Content-Length": str(size)}
+        return {await passed(each, either) for each in pieces for either in (headers, told)}
+
+    return asyncio.run(outcomes())
+
+
+@pytest.mark.parametrize(("headers", "body", "expected"), WAYS.values(), ids=WAYS)
+def test_a_body_has_one_outcome_wherever_it_is_cut(
+    headers: dict[str, str], body: bytes, expected: type
+) -> None:
+    """One file of one name and digest, of the length that was promised; or one refusal."""
+    cuttings = [list(cut(body, [place])) for place in range(len(body))]
+    each_byte = [body[i : i + 1] for i in range(len(body))]
+    (outcome,) = on_every_way([[body], each_byte, *cuttings], headers)
+    assert expected in (outcome, type(outcome))
+
+
+contents = (
+    st.lists(st.sampled_from(NEAR) | st.binary(max_size=40), min_size=1)
+    .map(b"".join)
+    .filter(lambda content: content and DELIMITER not in b"\r\n" + content)
+)
+fields = st.lists(contents.map(lambda content: part(content, "purpose", None)), max_size=3)
+file_names = st.text(
+    st.characters(categories=["L", "Nd", "Zs"], include_characters='".;=%'), max_size=20
+).map(lambda name: f"a{name}.csv")
+
+
+@given(
+    content=contents,
+    before=fields,
+    after=fields,
+    preamble=st.sampled_from([b"", b"\r\n", b"\n\n", b"\r\n\r\n"]),
+    end=st.sampled_from([b"", b"\r", b"\r\n", b"\r\nepilogue", b"\r\n" + form(part(b"c,d"))]),
+    places=st.sets(st.integers(0, 1000), max_size=12),
+)
+@settings(max_examples=200)
+def test_any_form_brings_its_file_whole_however_it_is_cut(
+    *, content: bytes, before: list[bytes], after: list[bytes], preamble: bytes, end: bytes, places: set[int]
+) -> None:
+    """Fields before and after the file, whatever looks like a boundary, and what follows the form."""
+    body = preamble + form(
+        *before, part(content, "file", b"a.csv", b"Content-Type: text/csv"), *after, end=end
+    )
+    pieces = list(cut(body, {min(place, len(body)) for place in places}))
+    expected = Sent("a.csv", "text/csv", content, hashlib.sha256(content).hexdigest())
+    assert on_every_way([[body], pieces], IN_FORM) == {expected}
+
+
+@given(name=file_names, places=st.sets(st.integers(0, 300), max_size=6))
+@example(name='a"; name="b.csv', places={60})
+def test_a_name_arrives_as_it_is_however_it_is_cut(name: str, places: set[int]) -> None:
+    body = form(part(b"a,b", "file", name.replace('"', "%22").encode()))
+    pieces = list(cut(body, {min(place, len(body)) for place in places}))
+    (outcome,) = on_every_way([[body], pieces], IN_FORM)
+    assert isinstance(outcome, Sent), outcome
+    assert outcome.file_name == re.sub("%(22|0D|0A)", '"', unicodedata.normalize("NFC", name))
+
+
+@given(content=contents, room=st.integers(-3, 3), places=st.sets(st.integers(0, 400), max_size=6))
+def test_a_file_over_the_limit_never_passes_however_it_is_cut(
+    content: bytes, room: int, places: set[int]
+) -> None:
+    body, max_bytes = form(part(content)), max(len(content) + room, 1)
+    pieces = list(cut(body, {min(place, len(body)) for place in places}))
+    outcomes = {asyncio.run(passed(each, IN_FORM, max_bytes=max_bytes)) for each in ([body], pieces)}
+    assert (outcomes == {TooLarge}) == (len(content) > max_bytes), outcomes

@@ -46,10 +46,10 @@ def clean(name: str) -> str:
     base = _FOLDERS.sub("", unicodedata.normalize("NFC", name))
     if any(unicodedata.category(char) in ("Cc", "Cs") or char in _BIDI_CONTROLS for char in base):
         raise BadFileName("The file name has control characters. Rename the file and send it again.")
-    base = base.strip()
+    base = _cut(base.strip()).strip()  # where it is cut, a blank may stand
     if not base.strip(". "):
         raise BadFileName("The file has no name but dots or blanks. Give it a name and send it again.")
-    return _cut(base)
+    return base
 
 
 def content_type_of(name: str) -> str:

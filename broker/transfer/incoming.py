@@ -29,6 +29,7 @@ class IncomingFile:
         self.file_name = ""
         self.content_type = ""
         self.room_bytes = content_length
+        self._body_bytes = content_length
         self._body = body
         self._reader = reader
         self._ready: deque[bytes] = deque()
@@ -103,6 +104,8 @@ class IncomingFile:
             self._take([chunk] if chunk else [], ended=not chunk)
         elif chunk:
             self._take(self._reader.feed(chunk), ended=self._reader.ended)
+            if self._whole and self._body_bytes is not None:  # the rest is not read, but filled up upstream
+                self._reader.check_other_bytes(self._body_bytes)
         else:
             self._reader.close()
             self._take([], ended=True)

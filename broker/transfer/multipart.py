@@ -75,9 +75,13 @@ class FormReader:
         except FormParserError as error:
             raise MalformedMultipart(log=str(error)) from error
         self._fed += len(self._chunk)
-        if self._fed - self._file_bytes > MAX_OTHER_BYTES:
-            raise MalformedMultipart(f"The form has more than {MAX_OTHER_BYTES:,} bytes besides the file.")
+        self.check_other_bytes(self._fed)
         return self._pieces
+
+    def check_other_bytes(self, body_bytes: int) -> None:
+        """Raises when a body of this length has too much around the file, be it read or still to come."""
+        if body_bytes - self._file_bytes > MAX_OTHER_BYTES:
+            raise MalformedMultipart(f"The form has more than {MAX_OTHER_BYTES:,} bytes besides the file.")
 
     def close(self) -> None:
         """Say that the body is over. Raises when the form was not, or had no file."""

@@ -1,0 +1,124 @@
+"""A soak: warm up, let it rain, see whether the sun comes out, and close the books."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker.sandbox.launch import in_subprocess
+from tests.soak import weather
+from tests.soak.accounting import Books
+from tests.soak.clients import Clients, Result
+from tests.soak.gauges import settled
+from tests.soak.plan import FIRST_OUT_OF_RAIN, Upload, sound_uploads, uploads
+from tests.support.broker_process import Broker, running_broker
+from tests.support.sandbox_control import SandboxControl
+
+AT_ONCE = 24
+STARTS_PER_SECOND = 40
+"""Bounds what the run takes of the machine; the broker could do more."""
+COLLECT_SECONDS = 10.0
+SOUND_UPLOADS = 96
+"""Before the rain and after it: all of these must be stored."""
+SETTINGS = {
+    "BROKER_CLIENT_IDLE_SECONDS": "5",
+    "BROKER_READ_TIMEOUT_SECONDS": "4",
+    "BROKER_CONNECT_TIMEOUT_SECONDS": "5",
+    "BROKER_POOL_WAIT_SECONDS": "10",
+    "BROKER_MAX_UPSTREAM_CONNECTIONS": "12",
+}
+
+
+@dataclass(frozen=True)
+class Soak:
+    """One run's measures."""
+
+    seconds: float
+    seed: int
+    folder: Path
+
+
+def run(soak: Soak) -> Books:
+    """Run it to its end; the broker's log and data are in the run's folder."""
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(in_subprocess())
+        sandbox = SandboxControl(process.base_url, dict(process.environment))
+        with running_broker(soak.folder, sandbox.environment, **SETTINGS) as broker:
+            return asyncio.run(_run(soak, broker, sandbox, stack))
+
+
+async def _run(
+    soak: Soak, broker: Broker, sandbox: SandboxControl, sandbox_process: contextlib.ExitStack
+) -> Books:
+    pid, port = broker.process.pid, int(broker.url.rpartition(":")[2])
+    load = _Load(Clients(broker), sandbox)
+    await load.all_of(sound_uploads(soak.seed, FIRST_OUT_OF_RAIN, SOUND_UPLOADS))
+    before = await settled(pid, port)
+    await load.in_the_rain(soak)
+    await load.all_of(sound_uploads(soak.seed + 1, FIRST_OUT_OF_RAIN + SOUND_UPLOADS, SOUND_UPLOADS))
+    await settled(pid, port)
+    stored = await load.stored()
+    await asyncio.to_thread(sandbox_process.close)  # so that no connection to it is kept for later
+    after = await settled(pid, port, upstream_is_gone=True)
+    return Books(load.asked, load.results, broker.log_lines(), stored, before, after)
+
+
+class _Load:
+    """Uploads, so many at once and so many a second, and what is known of them."""
+
+    def __init__(self, clients: Clients, sandbox: SandboxControl) -> None:
+        self.asked = 0
+        self.results: list[Result] = []
+        self._clients = clients
+        self._sandbox = sandbox
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._seen: dict[str, dict[str, Any]] = {}
+
+    async def all_of(self, some: Iterable[Upload]) -> None:
+        """Each of these; all of them are sound, and no fault is ordered."""
+        await asyncio.gather(*(self._upload(each) for each in some))
+
+    async def in_the_rain(self, soak: Soak) -> None:
+        """Uploads of all manners under faults, until the time is up and all of them have ended."""
+        faults = asyncio.create_task(weather.changing(self._sandbox.url, soak.seed))
+        collecting = asyncio.create_task(self._collecting())
+        try:
+            async with asyncio.TaskGroup() as group:
+                ends_at = time.monotonic() + soak.seconds
+                for upload in uploads(soak.seed):
+                    await asyncio.sleep(1 / STARTS_PER_SECOND)
+                    async with self._gate:
+                        pass  # there is a place for it
+                    if time.monotonic() > ends_at:
+                        break
+                    group.create_task(self._upload(upload))
+        finally:
+            for task in (faults, collecting):
+                task.cancel()
+            await asyncio.gather(faults, collecting, return_exceptions=True)
+        await weather.cleared(self._sandbox.url)
+
+    async def stored(self) -> list[dict[str, Any]]:
+        """Every file that the sandbox stored, as it recorded it."""
+        await self._collect()
+        return [event for event in self._seen.values() if event["outcome"] == "stored"]
+
+    async def _upload(self, upload: Upload) -> None:
+        async with self._gate:
+            self.asked += 1
+            self.results.append(await self._clients.upload(upload))
+
+    async def _collecting(self) -> None:
+        """The sandbox remembers so much and no more."""
+        while True:
+            await asyncio.sleep(COLLECT_SECONDS)
+            await self._collect()
+
+    async def _collect(self) -> None:
+        for event in await asyncio.to_thread(self._sandbox.events, kind="upload"):
+            self._seen[event["logid"]] = event
