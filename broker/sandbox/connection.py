@@ -20,8 +20,9 @@ class Connection:
 
     def reset(self) -> None:
         """End the connection with RST: that is what closing with a linger time of zero does."""
-        linger = struct.pack("ii", 1, 0)
-        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if not self._transport.is_closing():  # the client may have left before
+            linger = struct.pack("ii", 1, 0)
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._transport.abort()
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from broker.sandbox.launch import SandboxProcess
+from broker.sandbox.serve import RunningSandbox, in_thread
 
 UPLOAD = "/v1/files/upload"
 FILES = {"file": ("a.csv", b"1,2")}
@@ -22,7 +23,7 @@ def stored_count(client: httpx.Client) -> int:
     return len(client.get("/_sandbox/files").json()["files"])
 
 
-def open_upload(sandbox: SandboxProcess, content_length: int) -> socket.socket:
+def open_upload(sandbox: RunningSandbox, content_length: int) -> socket.socket:
     host, port = sandbox.base_url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=5)
     connection.sendall(
@@ -157,6 +158,19 @@ def test_abort_as_a_client_sees_it(order: Order, client: httpx.Client) -> None:
     with pytest.raises(httpx.TransportError):
         client.post(UPLOAD, files={"file": ("a.csv", b"x" * 50_000_000)})
     assert client.post(UPLOAD, files=FILES).status_code == 200
+
+
+def test_there_is_nothing_to_reset_when_the_client_has_left(caplog: pytest.LogCaptureFixture) -> None:
+    with in_thread() as sandbox, httpx.Client(base_url=sandbox.base_url) as client:
+        client.put("/_sandbox/faults", json={"path": UPLOAD, "abort_after_bytes": 1000})
+        open_upload(sandbox, 2000).close()
+        give_up = time.monotonic() + 5
+        while not any(
+            event["outcome"] != "open" for event in client.get("/_sandbox/events").json()["events"]
+        ):
+            assert time.monotonic() < give_up, "nobody left"
+            time.sleep(0.02)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_the_answer_can_be_lost_after_the_file_is_stored(order: Order, client: httpx.Client) -> None:

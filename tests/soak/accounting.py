@@ -14,7 +14,7 @@ from tests.soak.plan import FIRST_OUT_OF_RAIN, MANNERS, UPSTREAM_CODES
 
 MIB = 1024 * 1024
 MAX_GROWTH_BYTES = 24 * MIB
-UNSURE = frozenset({"outcome_unknown", "upstream_bad_answer", "client_left"})
+UNSURE = frozenset({"outcome_unknown", "upstream_bad_answer"})
 """Codes of uploads that Coze may have stored all the same."""
 
 Record = dict[str, Any]
@@ -79,7 +79,7 @@ def _is_allowed(result: Result, code: str | None) -> bool:
     """Where Coze had no faults only what a client asks for; elsewhere a fault may come before it."""
     manner = MANNERS[result.upload.manner]
     if result.kind == "stored":
-        return manner.refusal is None
+        return result.upload.can_be_stored
     if result.upload.number >= FIRST_OUT_OF_RAIN:
         return False
     if result.kind == "failed":
@@ -104,6 +104,9 @@ def _contents(books: Books) -> Iterator[str]:
             yield f"{_told(result)}: Coze has {there}"
         if result.answer.body.get("sha256", upload.sha256) != upload.sha256:
             yield f"{_told(result)}: the answer's digest is another"
+    for record in _requests(books):
+        if "file_id" in record and record["file_id"] not in at_coze:
+            yield f"the log has the file {record['file_id']}, but Coze has not"
 
 
 def _strays(books: Books) -> Iterator[str]:
@@ -116,13 +119,15 @@ def _strays(books: Books) -> Iterator[str]:
         result = results.get(name)
         if result is None:
             yield f"{name} was never asked for"
-        elif result.kind != "stored" and not codes_of[result.upload.name] & UNSURE and not _unheard(result):
-            yield f"{_told(result)}, but Coze has it; codes {codes_of[result.upload.name]}"
+        elif not _may_be_at_coze(result, codes := codes_of.get(result.upload.name, set())):
+            yield f"{_told(result)}, but Coze has it; codes {codes}"
 
 
-def _unheard(result: Result) -> bool:
-    """It was told, and had left already."""
-    return result.kind == "failed" and MANNERS[result.upload.manner].leaves
+def _may_be_at_coze(result: Result, codes: set[str | None]) -> bool:
+    """It is stored; or nobody knows; or its client would have been told, had it stayed."""
+    if not result.upload.can_be_stored:
+        return False
+    return result.kind in ("stored", "failed") or bool(codes & UNSURE)
 
 
 def _records(books: Books) -> Iterator[str]:

@@ -51,19 +51,21 @@ class Manner:
     """What it asks for."""
     leaves: bool = False
     """Whether it waits for no answer."""
+    can_be_stored: bool = False
+    """Whether it sends all of a file that nothing speaks against."""
     forms_only: bool = False
     max_bytes: int = 32 * MIB
     min_bytes: int = 1
 
 
 MANNERS = {
-    "sound": Manner(58),
-    "slow": Manner(10, max_bytes=MIB),
+    "sound": Manner(58, can_be_stored=True),
+    "slow": Manner(10, can_be_stored=True, max_bytes=MIB),
     "stalls": Manner(2, "client_too_slow", min_bytes=100),
     "trickles": Manner(2, "client_too_slow", min_bytes=KIB),
     "leaves midway": Manner(4, leaves=True),
     "resets midway": Manner(4, leaves=True),
-    "leaves unanswered": Manner(2, leaves=True),
+    "leaves unanswered": Manner(2, leaves=True, can_be_stored=True),
     "promises more": Manner(2, leaves=True),
     "promises less": Manner(2, "malformed_multipart", forms_only=True, max_bytes=MIB),
     "names badly": Manner(2, "bad_file_name"),
@@ -95,6 +97,11 @@ class Upload:
     @property
     def path(self) -> str:
         return "/v1/files/upload" if self.by_drop_in else "/proxy/upload"
+
+    @property
+    def can_be_stored(self) -> bool:
+        """A form is whole at its last boundary, whatever else was promised; a bare file is not."""
+        return MANNERS[self.manner].can_be_stored or (self.manner == "promises more" and self.is_form)
 
     @property
     def name(self) -> str:
