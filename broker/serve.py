@@ -11,7 +11,7 @@ import uvicorn
 from broker import opening
 from broker.app import create_app
 from broker.connection import Connection
-from broker.observe import logs
+from broker.observe import logs, snapshot
 from broker.settings import Settings, SettingsError, http_url
 
 BACKLOG = 4096
@@ -43,6 +43,12 @@ class _Server(uvicorn.Server):
 
     uvicorn ends the process as soon as it has cancelled what was running.
     """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        snapshot.count("client_connections", lambda: len(self.server_state.connections))
+        snapshot.count("requests", lambda: len(self.server_state.tasks))
+        snapshot.on_signal(asyncio.get_running_loop())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

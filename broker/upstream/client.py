@@ -23,6 +23,7 @@ from broker.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from broker.observe import snapshot
 from broker.transfer.outgoing import Sent
 
 MAX_ANSWER_BYTES = 65_536
@@ -57,6 +58,9 @@ def make_client(
 def _transport() -> AiohttpTransport:
     ssl_context = httpx.create_ssl_context(trust_env=False)
     connector = aiohttp.TCPConnector(ssl=ssl_context, limit=0, keepalive_timeout=30)
+    # aiohttp counts them, and tells nobody.
+    snapshot.count("coze_connections_in_use", lambda: len(connector._acquired))
+    snapshot.count("coze_connections_idle", lambda: sum(map(len, connector._conns.values())))
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
     return AiohttpTransport(verify=ssl_context, client=session)
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from broker.errors import OutcomeUnknown, UpstreamBadAnswer, UpstreamCredentialRefused, UpstreamFailed
+from broker.observe import snapshot
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
 from broker.upstream.answers import Answer, Call, judge
@@ -39,6 +40,8 @@ class CozeFiles:
         self._credential = credential
         self.slots = asyncio.Semaphore(max_uploads)
         """How many uploads may run at once; first come, first served."""
+        snapshot.count("uploads_running", lambda: max_uploads - self.slots._value)
+        snapshot.count("uploads_waiting", lambda: len(self.slots._waiters or ()))
 
     async def authorization(self) -> str:
         """The credential, fetched before a byte of a file is asked for."""
