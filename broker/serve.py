@@ -70,7 +70,9 @@ def _config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(settings),
         http=Connection.bound_to(
-            head_seconds=settings.broker_head_timeout_seconds, allowed_origins=settings.allowed_origins
+            head_seconds=settings.broker_head_timeout_seconds,
+            idle_seconds=settings.broker_client_idle_seconds,
+            allowed_origins=settings.allowed_origins,
         ),
         ws="none",
         lifespan="on",
