@@ -22,7 +22,7 @@ from broker.api.services import Services
 from broker.auth import receipts, signing_keys, upload_tokens
 from broker.auth.authenticate import Authenticator
 from broker.errors import Refusal
-from broker.observe import logs
+from broker.observe import logs, snapshot
 from broker.scanning.clamd import Clamd
 from broker.settings import Settings, warnings
 from broker.state.counters import DatabaseClaims
@@ -133,11 +133,15 @@ def _middleware(settings: Settings) -> list[Middleware]:
 
 
 def _admission(settings: Settings) -> Admission:
-    return Admission(
+    admission = Admission(
         max_running=settings.broker_max_upstream_connections,
         max_inflight=settings.broker_max_inflight_uploads,
         max_inflight_per_key=settings.broker_max_inflight_uploads_per_key,
     )
+    snapshot.count("uploads_in_flight", lambda: admission.inflight)
+    snapshot.count("uploads_running", lambda: admission.running)
+    snapshot.count("uploads_waiting", lambda: admission.waiting)
+    return admission
 
 
 def _policy(settings: Settings) -> Policy:

@@ -28,13 +28,18 @@ class Connection(HttpToolsProtocol):
     """One connection; ``bound_to`` makes the class for the settings of one server."""
 
     head_seconds: ClassVar[float] = 15.0
+    idle_seconds: ClassVar[float] = 30.0
     allowed_origins: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
-    def bound_to(cls, *, head_seconds: float, allowed_origins: tuple[str, ...]) -> type[Connection]:
-        """The class with a time limit for a request's head, and the origins that may read its refusals."""
-        fields = {"head_seconds": head_seconds, "allowed_origins": frozenset(allowed_origins)}
-        return type("BoundConnection", (cls,), fields)
+    def bound_to(
+        cls, *, head_seconds: float, idle_seconds: float, allowed_origins: tuple[str, ...]
+    ) -> type[Connection]:
+        """The class with its limits, in seconds, for a request's head to come and for a piece of an answer
+        to be taken, and with the origins that may read its refusals.
+        """
+        fields = {"head_seconds": head_seconds, "idle_seconds": idle_seconds}
+        return type("BoundConnection", (cls,), {**fields, "allowed_origins": frozenset(allowed_origins)})
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -43,17 +48,33 @@ class Connection(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self._lingered: int | None = None
         """Bytes that were thrown away since the last answer; None while the connection is in use."""
+        self._postponed: Refusal | None = None
+        """Of what came behind a request that is still to be answered; that goes first."""
         self._head_alarm: asyncio.TimerHandle | None = None
+        self._write_alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        # So that ``pause_writing`` tells of every byte that the client does not take.
+        self.transport.set_write_buffer_limits(high=0)
         self._set_head_alarm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head_alarm()
+        self._end_write_alarm()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_alarm = self.loop.call_later(self.idle_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_write_alarm()
+        super().resume_writing()
+
     def data_received(self, data: bytes) -> None:
+        if self._postponed is not None:
+            return
         if self._lingered is not None:
             self._linger(len(data))
             return
@@ -61,6 +82,14 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if was_in_head and self._in_head and self._lingered is None:
             self._count(len(data))
+
+    def on_response_complete(self) -> None:
+        was_last = not self.pipeline
+        super().on_response_complete()
+        if self._postponed is not None and was_last and not self.transport.is_closing():
+            refusal, self._postponed = self._postponed, None
+            self._unset_keepalive_if_required()
+            self._answer(refusal)
 
     # The parser's callbacks.
 
@@ -108,6 +137,11 @@ class Connection(HttpToolsProtocol):
             self._head_alarm.cancel()
             self._head_alarm = None
 
+    def _end_write_alarm(self) -> None:
+        if self._write_alarm is not None:
+            self._write_alarm.cancel()
+            self._write_alarm = None
+
     def _head_is_late(self) -> None:
         self._head_alarm = None
         if self._lingered is None and not self.transport.is_closing():
@@ -117,8 +151,13 @@ class Connection(HttpToolsProtocol):
         """Say why, unless an answer is under way already, and close: what follows can't be trusted.
 
         What is still being sent is thrown away for a moment first: a client that is reset while it sends
-        never reads the answer.
+        never reads the answer. A request before it that came whole is answered first.
         """
+        if self._owes_an_answer():
+            self._postponed = self._postponed or refusal
+            self._end_head_alarm()
+            self.flow.pause_reading()
+            return
         event = events.Event(status=refusal.status, code=refusal.code, log=refusal.log)
         event.client_ip = self.client[0] if self.client else None
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
@@ -126,10 +165,18 @@ class Connection(HttpToolsProtocol):
         self._end_head_alarm()
         self._leave_request()
         self._lingered = 0
+        self.flow.resume_reading()  # or nothing is thrown away, and not even the client's leaving is seen
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
         logs.request_ended(event)
+
+    def _owes_an_answer(self) -> bool:
+        """Whether a request that came whole waits for its answer; RFC 9112 §9.3.2 keeps the order."""
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # the one that broke off, behind others
+            return True
+        return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def _leave_request(self) -> None:
         """To the application it is as if the client had left."""

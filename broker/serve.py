@@ -11,7 +11,7 @@ import uvicorn
 from broker import opening
 from broker.app import create_app
 from broker.connection import Connection
-from broker.observe import logs
+from broker.observe import logs, snapshot
 from broker.settings import Settings, SettingsError, http_url
 
 BACKLOG = 4096
@@ -44,6 +44,12 @@ class _Server(uvicorn.Server):
     uvicorn ends the process as soon as it has cancelled what was running.
     """
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        snapshot.count("client_connections", lambda: len(self.server_state.connections))
+        snapshot.count("requests", lambda: len(self.server_state.tasks))
+        snapshot.on_signal(asyncio.get_running_loop())
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         if self.server_state.tasks and not self.force_exit:
@@ -64,7 +70,9 @@ def _config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(settings),
         http=Connection.bound_to(
-            head_seconds=settings.broker_head_timeout_seconds, allowed_origins=settings.allowed_origins
+            head_seconds=settings.broker_head_timeout_seconds,
+            idle_seconds=settings.broker_client_idle_seconds,
+            allowed_origins=settings.allowed_origins,
         ),
         ws="none",
         lifespan="on",

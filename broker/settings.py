@@ -210,7 +210,10 @@ class Settings(BaseSettings):
         default=15.0, gt=0, description="How long a caller may take for its request's address and headers."
     )
     broker_client_idle_seconds: float = Field(
-        default=30.0, gt=0, description="How long a caller may send nothing in the middle of an upload."
+        default=30.0,
+        gt=0,
+        description="How long a caller may send nothing in the middle of an upload, or take nothing of an "
+        "answer.",
     )
     broker_min_bytes_per_second: int = Field(
         default=1000,

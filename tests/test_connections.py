@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
+from tests.support.left_behind import snapshot
 from tests.support.sandbox_control import SandboxControl
 
 CSV = b"a,b\n1,2\n"
@@ -198,7 +200,8 @@ def test_a_broken_chunk_ends_the_upload(broker: Broker, sandbox: SandboxControl,
         "Transfer-Encoding: chunked",
     )
     with connected(broker) as connection:
-        connection.sendall(head + b"8\r\n" + CSV + b"\r\n")
+        content = CSV * 20_000  # more than is read before Coze hears of a file
+        connection.sendall(head + b"%x\r\n%b\r\n" % (len(content), content))
         sandbox.wait_for(lambda: sandbox.events(kind="upload"))
         connection.sendall(b"zz\r\n")
         status, _, body = parsed(connection.makefile("rb").read())
@@ -206,3 +209,140 @@ def test_a_broken_chunk_ends_the_upload(broker: Broker, sandbox: SandboxControl,
     sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="aborted"))
     assert sandbox.events(kind="upload", outcome="stored") == []
     broker.last_record("/proxy/upload", code="client_left")
+
+
+# --- what follows an upload on its connection ----------------------------------------------------
+
+
+def bare_upload(broker: Broker, content: bytes, *headers: str, length: int | None = None) -> bytes:
+    """An upload's bytes; ``length`` is what it says that it has."""
+    return (
+        post(
+            f"Authorization: Bearer {broker.secret_key}",
+            "Content-Type: text/csv",
+            'Content-Disposition: attachment; filename="a.csv"',
+            f"Content-Length: {len(content) if length is None else length}",
+            *headers,
+        )
+        + content
+    )
+
+
+def answers_until_closed(connection: socket.socket) -> list[tuple[int, dict[str, Any]]]:
+    """Status and JSON of every answer, up to the connection's end."""
+    answers = []
+    with connection.makefile("rb") as stream:
+        while line := stream.readline():
+            status, length = int(line.split()[1]), 0
+            while header := stream.readline().strip():
+                name, _, value = header.partition(b":")
+                length = int(value) if name.lower() == b"content-length" else length
+            answers.append((status, json.loads(stream.read(length))))
+    return answers
+
+
+MORE = {
+    "noise": b"\x16\x03\x01 more than was promised\r\n\r\n",
+    "more of the file": b"3,4\n" * 50,
+    "half a request": b"POST /proxy/upload HTTP/1.1\r\nHost: x\r\n",
+    "a line end and half a request": b"\r\nGET /he",
+    "a head that is too large": b"GET / HTTP/1.1\r\nX-A: " + b"x" * 100_000,
+}
+
+
+@pytest.mark.parametrize("delay_seconds", [0, 1.5], ids=["", "Coze takes its time"])
+@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
+def test_what_follows_an_upload_is_no_part_of_it(
+    hasty: Broker, sandbox: SandboxControl, more: bytes, delay_seconds: float
+) -> None:
+    """A length that is too small: Coze gets just that, the caller its answer, what follows a refusal."""
+    if delay_seconds:
+        sandbox.fail(path="/v1/files/upload", delay_seconds=delay_seconds)
+    with connected(hasty) as connection:
+        connection.sendall(bare_upload(hasty, CSV) + more)
+        first, second = answers_until_closed(connection)
+    assert (first[0], first[1]["bytes"]) == (200, len(CSV))
+    assert second[0] in (400, 408, 431)
+    (stored,) = sandbox.events(kind="upload", outcome="stored")
+    assert stored["file_bytes"] == len(CSV)
+    assert hasty.record(first[1]["request_id"])["file_id"] == first[1]["file_id"]
+    assert hasty.record(second[1]["request_id"])["code"] == second[1]["code"]
+
+
+@pytest.mark.parametrize("path", ["/proxy/upload", "/v1/files/upload", "/token"])
+def test_a_second_request_has_no_credential_but_its_own(
+    broker: Broker, sandbox: SandboxControl, path: str
+) -> None:
+    """Sent in one packet with an upload, before that has its answer."""
+    second = post("Content-Type: text/csv", "Content-Length: 4", "Connection: close", path=path) + b"1,2\n"
+    with connected(broker) as connection:
+        connection.sendall(bare_upload(broker, CSV) + second)
+        first, refused = answers_until_closed(connection)
+    assert (first[0], refused[0]) == (200, 401)
+    assert len(sandbox.events(kind="upload")) == 1
+    refused_id = refused[1].get("request_id") or refused[1]["detail"]["logid"]
+    assert "key_id" not in broker.record(refused_id)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ({"code": 4303}, 415),
+        ({"status": 401, "code": 4100}, 502),
+        ({"before_body": True, "status": 413, "code": 4302}, 413),
+    ],
+    ids=["refused", "failed", "refused early"],
+)
+def test_an_upload_that_failed_ends_its_connection(
+    broker: Broker, sandbox: SandboxControl, fault: dict[str, Any], status: int
+) -> None:
+    """What stands behind it is not looked at: who was wrong about one may be wrong about where it ends."""
+    sandbox.fail(path="/v1/files/upload", times=1, **fault)
+    with connected(broker) as connection:
+        connection.sendall(bare_upload(broker, CSV) * 2)
+        answers = answers_until_closed(connection)
+    assert [answer[0] for answer in answers] == [status]
+    assert len(sandbox.events(kind="upload")) == 1
+
+
+# --- a client that does not read ------------------------------------------------------------------
+
+
+def test_an_answer_that_is_not_read_holds_no_slot(
+    session_sandbox: SandboxControl, sandbox: SandboxControl, folder: Path
+) -> None:
+    one = {"BROKER_MAX_UPSTREAM_CONNECTIONS": "1", "BROKER_POOL_WAIT_SECONDS": "5"}
+    with running_broker(folder, session_sandbox.environment, **one) as broker, connected(broker) as mute:
+        mute.sendall(bare_upload(broker, CSV))
+        sandbox.wait_for(lambda: sandbox.events(outcome="stored"))
+        assert exchange(broker, bare_upload(broker, CSV, "Connection: close"))[0] == 200
+        assert broker.process.poll() is None
+
+
+@pytest.mark.parametrize("more", [True, False], ids=["asks on", "asks for the connection's end"])
+def test_a_client_that_never_reads_is_left(hasty: Broker, more: bool) -> None:
+    """It asks for large files, and takes of the answers only what fits on the way."""
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n%b\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = hasty.url.removeprefix("http://").split(":")
+        connection.settimeout(10)
+        connection.connect((host, int(port)))
+        connection.sendall(request % b"" * 1000 + (b"" if more else request % b"Connection: close\r\n"))
+        give_up = time.monotonic() + 10
+        while snapshot(hasty)["client_connections"] and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert snapshot(hasty)["client_connections"] == 0
+
+
+def test_a_client_that_reads_slowly_gets_all(hasty: Broker) -> None:
+    """Longer than the limit, but never without taking something."""
+    whole = httpx.get(f"{hasty.url}/openapi.json").content
+    with connected(hasty) as connection:
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        started, answer = time.monotonic(), b""
+        while part := connection.recv(len(whole) // 20):
+            answer += part
+            time.sleep(0.1)
+    assert time.monotonic() - started > 1.5
+    assert answer.endswith(whole)

@@ -31,11 +31,11 @@ class RequestBody:
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         headers = Headers(scope=scope)
-        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        self.is_there = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         self._receive = receive
         self._started = False
         self._expects_continue = headers.get("expect", "").lower() == "100-continue"
-        self.is_read = not has_body
+        self.is_read = not self.is_there
 
     @property
     def awaits_continue(self) -> bool:

@@ -20,17 +20,19 @@ DRAIN_SECONDS = 5.0
 
 
 class RefusalResponse(JSONResponse):
-    """A refusal. When it comes before the whole body was read, it is sent whole, then what the caller
-    is still sending is drained within bounds, then the connection is closed: a browser that is reset
-    while it sends never shows the answer.
+    """A refusal. Of a request with a body it ends the connection: who was wrong about the one may be wrong
+    about where it ends. When it comes before the whole body was read, it is sent whole, then what the
+    caller is still sending is drained within bounds: a browser that is reset while it sends never shows
+    the answer.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = scope["state"]["body"]
+        if body.is_there:
+            self.headers["Connection"] = "close"
         if body.is_read:
             await super().__call__(scope, receive, send)
             return
-        self.headers["Connection"] = "close"
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         if not body.awaits_continue:

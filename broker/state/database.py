@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from broker.errors import StoreUnavailable
+from broker.observe import snapshot
 
 metadata = sa.MetaData()
 
@@ -64,6 +65,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.engine = _engine(self.url)
+        pool = self.engine.pool
+        if isinstance(pool, sa.QueuePool):
+            snapshot.count("database_connections_in_use", pool.checkedout)
 
     async def migrate(self) -> None:
         """Bring the schema up to date; makes the database and its folder where there is none."""

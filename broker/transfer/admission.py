@@ -23,13 +23,18 @@ class Admission:
         self._max_inflight = max_inflight
         self._max_inflight_per_key = max_inflight_per_key
         self._inflight: Counter[str] = Counter()
-        self._free = max_running
+        self._max_running = self._free = max_running
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @property
     def inflight(self) -> int:
         """Uploads that were let in and are not over."""
         return self._inflight.total()
+
+    @property
+    def running(self) -> int:
+        """Uploads whose turn it is."""
+        return self._max_running - self._free
 
     @property
     def waiting(self) -> int:

@@ -23,6 +23,7 @@ from broker.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from broker.observe import snapshot
 from broker.transfer.outgoing import Sent
 
 MAX_ANSWER_BYTES = 65_536
@@ -57,8 +58,15 @@ def make_client(
 def _transport() -> AiohttpTransport:
     ssl_context = httpx.create_ssl_context(trust_env=False)
     connector = aiohttp.TCPConnector(ssl=ssl_context, limit=0, keepalive_timeout=30)
+    snapshot.count("coze_connections_in_use", lambda: len(connector._acquired))
+    snapshot.count("coze_connections_idle", lambda: _idle(connector))
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
     return AiohttpTransport(verify=ssl_context, client=session)
+
+
+def _idle(connector: aiohttp.TCPConnector) -> int:
+    """How many connections wait for use; one that Coze closed stays in aiohttp's pool for a while."""
+    return sum(each.is_connected() for pool in connector._conns.values() for each, _ in pool)
 
 
 def refusal_for(error: Exception, sent: Sent = "nothing") -> Refusal:

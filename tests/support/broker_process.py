@@ -21,6 +21,8 @@ START_SECONDS = 20.0
 PAGE_ORIGIN = "http://app.example:3000"
 """An origin that every broker of the tests allows besides its own."""
 
+_running: list[Broker] = []
+
 
 @dataclass
 class Broker:
@@ -146,9 +148,16 @@ def running_broker(folder: Path, coze_environment: dict[str, str], **settings: s
         broker.publishable_key = broker.create_key(
             "--publishable", *(f"--origin={origin}" for origin in origins)
         )["key"]
+        _running.append(broker)
         yield broker
     finally:
+        _running[:] = [other for other in _running if other.process is not process]
         stop(process)
+
+
+def running() -> list[Broker]:
+    """Every broker that ``running_broker`` started and that still runs."""
+    return [broker for broker in _running if broker.process.poll() is None]
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = 15.0) -> int:

@@ -77,7 +77,7 @@ class Connection:
             headers = []
             while line := stream.readline().strip():
                 name, _, value = line.partition(b":")
-                headers.append((name, value.strip()))
+                headers.append((name.lower(), value.strip()))
             length = int(dict(headers).get(b"content-length", b"0"))
             return httpx.Response(status, headers=headers, content=stream.read(length))
 
