@@ -1,1 +1,1 @@
-"""``make bench``: the broker beside nginx and the two programs that one writes first, in one run."""
+"""``make bench``: the broker beside nginx and what one writes first, in one run."""

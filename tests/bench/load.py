@@ -1,17 +1,28 @@
-"""Load on a server, bounded in count: raw sockets and prepared bytes, so that it costs little itself."""
+"""Uploads to a server, bounded in count and time: raw sockets, prepared bytes, so that they cost little."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from typing import Any, cast
+
+from tests.bench.table import MIB
 
 BOUNDARY = b"bench-7d1f0c6f2f5c4a9e"
+END = b"\r\n--%b--\r\n" % BOUNDARY
 PIECE = bytes(range(256)) * 4096  # 1 MiB
-ANSWER_SECONDS = 120.0
+SMALL_PIECE = 65_536
+UPLOAD_SECONDS = 120.0
 STEPS_PER_SECOND = 10
-GROUPS = 20
+GROUPS = 100
+
+
+class LoadError(Exception):
+    """A server that is measured did not do its work; the message says which, and what it did."""
 
 
 @dataclass(frozen=True)
@@ -23,150 +34,146 @@ class Target:
     path: str
     authorization: str = ""
 
-    def head(self, size: int) -> bytes:
+    def head(self, content_type: str, content_length: int) -> bytes:
+        """A request's head."""
+        lines = [
+            f"POST {self.path} HTTP/1.1",
+            f"Host: {self.host}:{self.port}",
+            f"Content-Type: {content_type}",
+            f"Content-Length: {content_length}",
+            *([f"Authorization: Bearer {self.authorization}"] if self.authorization else []),
+        ]
+        return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+    def form_head(self, size: int) -> bytes:
         """Everything before the first byte of a file of this size."""
         form = (
             b'--%b\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n'
             b"Content-Type: application/octet-stream\r\n\r\n" % BOUNDARY
         )
-        length = len(form) + size + len(END)
-        lines = [
-            f"POST {self.path} HTTP/1.1",
-            f"Host: {self.host}:{self.port}",
-            f"Content-Type: multipart/form-data; boundary={BOUNDARY.decode()}",
-            f"Content-Length: {length}",
-            *([f"Authorization: Bearer {self.authorization}"] if self.authorization else []),
-        ]
-        return "\r\n".join(lines).encode() + b"\r\n\r\n" + form
+        content_type = f"multipart/form-data; boundary={BOUNDARY.decode()}"
+        return self.head(content_type, len(form) + size + len(END)) + form
 
 
-END = b"\r\n--%b--\r\n" % BOUNDARY
+@dataclass(frozen=True)
+class Uploaded:
+    """How one upload went. Times in seconds."""
+
+    waited: float
+    """From its last byte to the first of its answer."""
+    answer: dict[str, Any]
+
+
+def upload_one(target: Target, size: int) -> Uploaded:
+    """Send one file through a blocking socket. Raises :class:`LoadError` when it is not taken."""
+    with socket.create_connection((target.host, target.port), UPLOAD_SECONDS) as connection:
+        connection.sendall(target.form_head(size))
+        for left in range(size, 0, -len(PIECE)):
+            connection.sendall(PIECE if left >= len(PIECE) else PIECE[:left])
+        connection.sendall(END)
+        sent_at = time.perf_counter()
+        connection.recv(1, socket.MSG_PEEK)
+        waited = time.perf_counter() - sent_at
+        return Uploaded(waited, _answer_of(connection, target))
+
+
+def _answer_of(connection: socket.socket, target: Target) -> dict[str, Any]:
+    response = HTTPResponse(connection)
+    try:
+        response.begin()
+        content = response.read()
+    except HTTPException as error:
+        raise LoadError(f"{target}: no answer to an upload ({error!r})") from error
+    if response.status != 200:
+        raise LoadError(f"{target}: an upload was answered {response.status} {content[:300]!r}")
+    return cast(dict[str, Any], json.loads(content))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of many uploads. Times in seconds."""
+    """What came of many uploads."""
 
     ok: int
     failed: int
     seconds: float
-    waits: list[float]
-    """From each upload's last byte to its answer."""
+
+    @property
+    def mib_per_second(self) -> float:
+        return self.ok / self.seconds
 
 
-def upload_one(target: Target, size: int) -> float:
-    """Send one file through a blocking socket; the seconds from its last byte to its answer."""
-    with socket.create_connection((target.host, target.port)) as connection:
-        connection.settimeout(ANSWER_SECONDS)
-        connection.sendall(target.head(size))
-        left = size
-        while left:
-            piece = PIECE if left >= len(PIECE) else PIECE[:left]
-            connection.sendall(piece)
-            left -= len(piece)
-        connection.sendall(END)
-        sent_at = time.perf_counter()
-        status = connection.recv(65536)
-        waited = time.perf_counter() - sent_at
-    if b" 200 " not in status[:16]:
-        raise RuntimeError(f"upload failed: {status[:300]!r}")
-    return waited
-
-
-async def upload_many(target: Target, *, count: int, size: int, at_once: int) -> Outcome:
-    """``count`` uploads, ``at_once`` of them at a time, each on a connection of its own."""
-    body = [target.head(size), *_pieces(size), END]
-    gate, waits, failed = asyncio.Semaphore(at_once), [], 0
+async def upload_many(target: Target, count: int) -> Outcome:
+    """``count`` uploads of 1 MiB, all at once, each on a connection of its own."""
+    pieces = [target.form_head(MIB), *[PIECE[:SMALL_PIECE]] * (MIB // SMALL_PIECE), END]
     start = time.perf_counter()
-
-    async def one() -> None:
-        nonlocal failed
-        async with gate:
-            try:
-                waits.append(await _send(target, body))
-            except (OSError, RuntimeError, asyncio.IncompleteReadError):
-                failed += 1
-
-    await asyncio.gather(*(one() for _ in range(count)))
-    return Outcome(len(waits), failed, time.perf_counter() - start, waits)
+    taken = await asyncio.gather(*(_is_taken(target, pieces) for _ in range(count)))
+    return Outcome(sum(taken), count - sum(taken), time.perf_counter() - start)
 
 
-async def _send(target: Target, body: list[bytes]) -> float:
-    reader, writer = await asyncio.open_connection(target.host, target.port)
+async def _is_taken(target: Target, pieces: list[bytes]) -> bool:
     try:
-        for piece in body:
-            writer.write(piece)
-            await writer.drain()
-        sent_at = time.perf_counter()
-        status = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
-        if b" 200 " not in status:
-            raise RuntimeError(status.decode())
-        return time.perf_counter() - sent_at
-    finally:
-        writer.close()
-
-
-def _pieces(size: int) -> list[bytes]:
-    whole, rest = divmod(size, 65_536)
-    return [PIECE[:65_536]] * whole + ([PIECE[:rest]] if rest else [])
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            reader, writer = await asyncio.open_connection(target.host, target.port)
+            try:
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except OSError:  # a TimeoutError is one, too
+        return False
 
 
 class SlowUploads:
-    """Uploads that trickle at a steady rate until they are told to stop. ``async with`` it."""
+    """Uploads that trickle at a steady rate until the end of ``async with``.
+
+    Raises :class:`LoadError` there when any of them ended before: then there were fewer than was said.
+    """
 
     def __init__(self, target: Target, *, count: int, bytes_per_second: int) -> None:
         self._target = target
         self._count = count
-        self._step = bytes_per_second // STEPS_PER_SECOND
-        self._writers: list[asyncio.StreamWriter] = []
-        self._task: asyncio.Task[None] | None = None
+        self._step = PIECE[: bytes_per_second // STEPS_PER_SECOND]
+        self._uploads: list[_SlowUpload] = []
 
     async def __aenter__(self) -> SlowUploads:
-        head = self._target.head(500 * len(PIECE))
+        head, loop = self._target.form_head(500 * MIB), asyncio.get_running_loop()
         for _ in range(self._count):
-            _, writer = await asyncio.open_connection(self._target.host, self._target.port)
-            writer.write(head)
-            self._writers.append(writer)
+            transport, upload = await loop.create_connection(
+                _SlowUpload, self._target.host, self._target.port
+            )
+            transport.write(head)
+            self._uploads.append(upload)
         self._task = asyncio.create_task(self._trickle())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            self._task.cancel()
-        for writer in self._writers:
-            writer.close()
+        self._task.cancel()
+        ended = sum(upload.has_ended for upload in self._uploads)
+        for upload in self._uploads:
+            upload.transport.abort()
+        if ended:
+            raise LoadError(f"{ended} of {self._count} slow uploads ended before their time")
 
     async def _trickle(self) -> None:
         """Each of them once in a step, one after the other: callers don't send in time with each other."""
-        groups = [self._writers[start::GROUPS] for start in range(GROUPS)]
+        groups = [self._uploads[start::GROUPS] for start in range(GROUPS)]
         while True:
             for group in groups:
-                for writer in group:
-                    writer.write(PIECE[: self._step])
+                for upload in group:
+                    upload.transport.write(self._step)
                 await asyncio.sleep(1 / STEPS_PER_SECOND / GROUPS)
 
 
-async def ask_many(target: Target, body: bytes, *, count: int) -> list[float]:
-    """One small JSON request after another on one connection; the seconds of each."""
-    head = "\r\n".join(
-        [
-            f"POST {target.path} HTTP/1.1",
-            f"Host: {target.host}:{target.port}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            *([f"Authorization: Bearer {target.authorization}"] if target.authorization else []),
-        ]
-    )
-    request, seconds = head.encode() + b"\r\n\r\n" + body, []
-    reader, writer = await asyncio.open_connection(target.host, target.port)
-    for _ in range(count):
-        start = time.perf_counter()
-        writer.write(request)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        await reader.readexactly(length)
-        seconds.append(time.perf_counter() - start)
-        if b" 200 " not in answer[:16]:
-            raise RuntimeError(answer.decode())
-    writer.close()
-    return seconds
+class _SlowUpload(asyncio.Protocol):
+    has_ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, _: bytes) -> None:
+        self.has_ended = True
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.has_ended = True

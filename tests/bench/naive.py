@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 
 def make_app(sink_url: str) -> Starlette:
-    """An app whose ``/proxy/upload`` goes by way of ``UploadFile``, with a bare JSON route beside it."""
+    """An app whose ``/proxy/upload`` goes by way of ``UploadFile``; its ``/bare`` is JSON in, JSON out."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -33,8 +33,8 @@ def make_app(sink_url: str) -> Starlette:
             answer = await request.state.client.post(f"{sink_url}/v1/files/upload", files={"file": sent})
         return JSONResponse(answer.json())
 
-    async def bare(_: Request) -> JSONResponse:
-        return JSONResponse({"ok": True})
+    async def bare(request: Request) -> JSONResponse:
+        return JSONResponse(await request.json())
 
     return Starlette(
         routes=[Route("/proxy/upload", upload, methods=["POST"]), Route("/bare", bare, methods=["POST"])],

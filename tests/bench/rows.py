@@ -1,201 +1,230 @@
-"""The rows: what is measured, against what, and the goal. Ratios of one run; absolute figures drift."""
+"""How each row is measured: side by side, in rounds of one run each.
+
+Of CPU, throughput, rates and a start the best round counts, since whatever else the machine does only adds;
+quantiles are those of all rounds together. What every single round gave is kept.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import servers
-from tests.bench.load import SlowUploads, Target, ask_many, upload_many, upload_one
-from tests.bench.servers import MIB, Server
+import uvloop
 
-SLOW_UPLOADS = 500
+from tests.bench import asking, servers
+from tests.bench.load import LoadError, Outcome, SlowUploads, Target, upload_many, upload_one
+from tests.bench.meters import Used, measured, memory_of
+from tests.bench.servers import Server
+from tests.bench.table import GIB, MB, MIB, SLOW_UPLOADS, Size, Values
+from tests.bench.unhashed import NO_DIGEST
+
 HELPER = Path(__file__).parents[2] / "web" / "static" / "upload-to-coze.js"
+TOKEN_REQUEST = b'{"size": 1000, "route": "proxy"}'
+SLOW_BYTES_PER_SECOND = 50_000
+SETTLE_SECONDS = 1.0
+
+Found = dict[str, Values]
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much is measured."""
-
-    large_bytes: int
-    uploads: int
-    small_uploads: int
-    requests: int
-
-    @classmethod
-    def full(cls) -> Size:
-        return cls(large_bytes=500 * MIB, uploads=1000, small_uploads=300, requests=3000)
-
-    @classmethod
-    def quick(cls) -> Size:
-        return cls(large_bytes=200 * MIB, uploads=300, small_uploads=100, requests=800)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    number: str
-    figure: str
-    measured: str
-    goal: str
-    reached: bool
-    value: float
+def measure(folder: Path, size: Size, say: Callable[[str], None]) -> Found:
+    """Every row by its number, in one run."""
+    with servers.sink() as sink, servers.nginx(folder / "nginx", sink) as nginx:
+        say("P1, P2, P3, P10: one large file after another")
+        found = large_files(folder / "large", sink, nginx, size)
+        say("P3, P4: many uploads at once")
+        memory, many = many_uploads(folder / "many", sink, nginx, size)
+        say("P5, P7: tokens, and tokens beside slow uploads")
+        tokens = token_requests(folder / "tokens", sink, size)
+        say("P6, P8, P9: the wait for an answer, the start, the helper")
+        return {
+            **found,
+            "P3": {**found["P3"], **memory},
+            "P4": many,
+            **tokens,
+            "P6": added_wait(folder / "waiting", sink, size),
+            "P8": start(folder / "start", sink, size),
+            "P9": {"bytes": len(gzip.compress(HELPER.read_bytes(), 9))},
+        }
 
 
-def measure(folder: Path, size: Size) -> list[Row]:
-    """Every row, in one run."""
-    with servers.sink() as sink_port, servers.nginx(folder / "nginx", sink_port) as nginx:
-        return [
-            *_streaming(folder, sink_port, nginx, size),
-            *_many(folder, sink_port, nginx, size),
-            *_waiting(folder, sink_port, size),
-            _responsive(folder, sink_port, size),
-            _start(folder, sink_port),
-            _helper(),
-        ]
-
-
-def _streaming(folder: Path, sink_port: int, nginx: Server, size: Size) -> Iterator[Row]:
-    """P1, P2, P3a: one large file after another."""
-    with (
-        servers.naive(sink_port) as naive,
-        servers.broker(folder / "large", sink_port) as (broker, _),
-    ):
-        for server in (nginx, naive, broker):
+def large_files(folder: Path, sink: int, nginx: Server, size: Size) -> Found:
+    """P1, P1b, P2, P10 and one half of P3."""
+    with ExitStack() as running:
+        broker = running.enter_context(servers.broker(folder, sink))
+        key = broker.target.authorization
+        unhashed = running.enter_context(servers.unhashed_broker(folder, sink, key))
+        naive = running.enter_context(servers.naive(sink))
+        _check_hashes(broker, unhashed)
+        for server in (nginx, naive):
             upload_one(server.target, MIB)
-        cpu = {server.name: _cpu_per_gib(server, size.large_bytes) for server in (nginx, broker, naive)}
-        with broker.watched() as watch:
+        with memory_of(broker.pid) as held:
             upload_one(broker.target, size.large_bytes)
-    per_gib = f"{cpu['broker']:.2f} s/GiB against"
-    ratio = cpu["broker"] / cpu["nginx"]
-    yield Row(
-        "P1",
-        "CPU per GiB, against nginx",
-        f"{ratio:.2f} ({per_gib} {cpu['nginx']:.2f})",
-        "≤ 2.0",
-        ratio <= 2,
-        ratio,
-    )
-    ratio = cpu["broker"] / cpu[naive.name]
-    yield Row(
-        "P2",
-        "CPU per GiB, against UploadFile + httpx",
-        f"{ratio:.2f} ({per_gib} {cpu[naive.name]:.2f})",
-        "≤ 0.2",
-        ratio <= 0.2,
-        ratio,
-    )
-    over = watch.memory_over_idle_bytes / MIB
-    yield Row("P3", "memory over idle, one large upload", f"{over:.1f} MiB", "≤ 8 MB", over <= 8, over)
+        used = _rounds_of_large_files((nginx, broker, unhashed, naive), size)
+    return {**_compared(used, size), "P3": {"one_mb": held.over_idle_bytes / MB}}
 
 
-def _cpu_per_gib(server: Server, size: int) -> float:
-    """The least of three runs: whatever else the machine does only adds."""
-    used = []
-    for _ in range(3):
-        with server.watched() as watch:
-            upload_one(server.target, size)
-        used.append(watch.cpu_seconds)
-    return min(used) / (size / 2**30)
+def _compared(used: list[list[Used]], size: Size) -> Found:
+    """From the rounds of nginx, the broker, the broker without a hash, and the naive relay."""
+    gib = size.large_bytes / GIB
+    theirs, ours, bare, spooled = ([each.cpu_seconds / gib for each in runs] for runs in used)
+    on, off = ([each.seconds for each in runs] for runs in used[1:3])
+    return {
+        "P1": _cpu_against(ours, theirs),
+        "P1b": _cpu_against(bare, theirs),
+        "P2": _cpu_against(ours, spooled),
+        "P10": {
+            **_hash_on_and_off(on, off),
+            "cpu_on": min(ours),
+            "cpu_off": min(bare),
+        },
+    }
 
 
-def _many(folder: Path, sink_port: int, nginx: Server, size: Size) -> Iterator[Row]:
-    """P3b, P4: many uploads of 1 MiB at once."""
-    many = {"BROKER_MAX_UPSTREAM_CONNECTIONS": "64", "BROKER_POOL_WAIT_SECONDS": "60"}
-    with servers.broker(folder / "many", sink_port, **many) as (broker, _):
+def _hash_on_and_off(on: list[float], off: list[float]) -> Values:
+    return {"ratio": min(on) / min(off), "on": min(on), "off": min(off), "runs_on": on, "runs_off": off}
+
+
+def _check_hashes(broker: Server, unhashed: Server) -> None:
+    """That the one hashes and the other does not; warms both."""
+    with_hash, without = (upload_one(server.target, MIB).answer["sha256"] for server in (broker, unhashed))
+    if with_hash == NO_DIGEST or without != NO_DIGEST:
+        raise LoadError(f"sha256 should be on and off, but gave {with_hash} and {without}")
+
+
+def _rounds_of_large_files(compared: tuple[Server, ...], size: Size) -> list[list[Used]]:
+    """What each of them used in each round."""
+    used: list[list[Used]] = [[] for _ in compared]
+    for _ in range(size.rounds):
+        for server, runs in zip(compared, used, strict=True):
+            with measured(server.pid) as run:
+                upload_one(server.target, size.large_bytes)
+            runs.append(run)
+    return used
+
+
+def _cpu_against(broker: list[float], other: list[float]) -> Values:
+    return {
+        "ratio": min(broker) / min(other),
+        "broker": min(broker),
+        "other": min(other),
+        "runs_broker": broker,
+        "runs_other": other,
+    }
+
+
+def many_uploads(folder: Path, sink: int, nginx: Server, size: Size) -> tuple[Values, Values]:
+    """The other half of P3, from the broker's first burst of uploads, and P4."""
+    with servers.broker(folder, sink, BROKER_POOL_WAIT_SECONDS="60") as broker:
         upload_one(broker.target, MIB)
-        rates = {}
-        for server in (nginx, broker):
-            with server.watched() as watch:
-                outcome = asyncio.run(
-                    upload_many(server.target, count=size.uploads, size=MIB, at_once=size.uploads)
-                )
-            rates[server.name] = outcome.ok / outcome.seconds
-    over = watch.memory_over_idle_bytes / MIB
-    yield Row(
-        "P3",
-        f"memory over idle, {size.uploads} uploads at once",
-        f"{over:.0f} MiB",
-        "≤ 128 MB",
-        over <= 128,
-        over,
-    )
-    ratio = rates["broker"] / rates["nginx"]
-    figure = (
-        f"{ratio:.2f} ({rates['broker']:.0f} MiB/s against {rates['nginx']:.0f}), {outcome.failed} failed"
-    )
-    yield Row(
-        "P4",
-        f"throughput of {size.uploads} uploads of 1 MiB at once, against nginx",
-        figure,
-        "≥ 0.5, none failed",
-        ratio >= 0.5 and not outcome.failed,
-        ratio,
-    )
+        with memory_of(broker.pid) as held:
+            first = _upload_many(broker, size)
+        pairs = [(_upload_many(nginx, size), _upload_many(broker, size)) for _ in range(size.rounds)]
+    return {"many_mb": held.over_idle_bytes / MB}, _throughput(*zip(*pairs, strict=True), first=first)
 
 
-def _waiting(folder: Path, sink_port: int, size: Size) -> Iterator[Row]:
-    """P6: what the broker adds between the last byte and the answer."""
-    with servers.broker(folder / "waiting", sink_port) as (broker, _):
-        direct = Target("127.0.0.1", sink_port, "/v1/files/upload")
-        waits = {}
-        for name, target in (("direct", direct), ("broker", broker.target)):
-            outcome = asyncio.run(upload_many(target, count=size.small_uploads, size=MIB, at_once=1))
-            waits[name] = sorted(outcome.waits)
-    p50, p99 = (_quantile(waits["broker"], q) - _quantile(waits["direct"], q) for q in (0.5, 0.99))
-    figure = f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms"
-    yield Row(
-        "P6",
-        "added from last byte to answer",
-        figure,
-        "p50 ≤ 3 ms, p99 ≤ 15 ms",
-        p50 <= 0.003 and p99 <= 0.015,
-        p50,
-    )
+def _throughput(theirs: tuple[Outcome, ...], ours: tuple[Outcome, ...], *, first: Outcome) -> Values:
+    if any(outcome.failed for outcome in theirs):
+        raise LoadError("nginx failed some of the uploads, so there is nothing to measure against")
+    nginx, broker = ([outcome.mib_per_second for outcome in runs] for runs in (theirs, ours))
+    return {
+        "ratio": max(broker) / max(nginx),
+        "broker": max(broker),
+        "nginx": max(nginx),
+        "failed": sum(outcome.failed for outcome in (first, *ours)),
+        "runs_broker": broker,
+        "runs_nginx": nginx,
+    }
 
 
-def _responsive(folder: Path, sink_port: int, size: Size) -> Row:
-    """P7: tokens while many slow uploads run."""
-    settings = {"BROKER_MAX_UPSTREAM_CONNECTIONS": "600"}
-    with servers.broker(folder / "responsive", sink_port, **settings) as (broker, key):
-        token = Target("127.0.0.1", broker.target.port, "/token", key)
-        idle, busy = asyncio.run(_ask_idle_and_busy(broker.target, token, size))
-    figure = f"{busy * 1000:.1f} ms ({busy / idle:.1f} × idle)"
-    name = f"p99 of POST /token while {SLOW_UPLOADS} slow uploads run"
-    return Row("P7", name, figure, "≤ 50 ms, ≤ 3 × idle", busy <= 0.05 and busy <= 3 * idle, busy)
+def _upload_many(server: Server, size: Size) -> Outcome:
+    return uvloop.run(upload_many(server.target, size.uploads))
 
 
-async def _ask_idle_and_busy(uploads: Target, token: Target, size: Size) -> tuple[float, float]:
-    body = b'{"size": 1000, "route": "proxy"}'
-    await ask_many(token, body, count=100)
-    idle = sorted(await ask_many(token, body, count=size.requests))
-    async with SlowUploads(uploads, count=SLOW_UPLOADS, bytes_per_second=50_000):
-        await asyncio.sleep(1)
-        busy = sorted(await ask_many(token, body, count=size.requests))
-    return _quantile(idle, 0.99), _quantile(busy, 0.99)
+def token_requests(folder: Path, sink: int, size: Size) -> Found:
+    """P5 and P7."""
+    with (
+        servers.broker(folder, sink, BROKER_MAX_UPSTREAM_CONNECTIONS=str(SLOW_UPLOADS + 100)) as broker,
+        servers.naive(sink) as naive,
+    ):
+        token = Target("127.0.0.1", broker.target.port, "/token", broker.target.authorization)
+        bare = Target("127.0.0.1", naive.target.port, "/bare")
+        pairs = [
+            (_ask(naive, bare, size.rate_seconds), _ask(broker, token, size.rate_seconds))
+            for _ in range(size.rounds)
+        ]
+        return {"P5": _rates(pairs), "P7": _responsive(broker.target, token, size)}
 
 
-def _start(folder: Path, sink_port: int) -> Row:
-    """P8: from start to ready, the second time: the first makes the database."""
+@dataclass(frozen=True)
+class Rate:
+    """Requests per second, and microseconds of the server's CPU for each."""
+
+    per_second: float
+    cpu_us: float
+
+
+def _ask(server: Server, target: Target, seconds: float) -> Rate:
+    with measured(server.pid) as used:
+        per_second = uvloop.run(asking.per_second(target, TOKEN_REQUEST, seconds=seconds))
+    return Rate(per_second, used.cpu_seconds / used.seconds / per_second * 1e6)
+
+
+def _rates(pairs: list[tuple[Rate, Rate]]) -> Values:
+    bare, token = zip(*pairs, strict=True)
+    best = {"bare": max(rate.per_second for rate in bare), "broker": max(rate.per_second for rate in token)}
+    return {
+        **best,
+        "ratio": best["broker"] / best["bare"],
+        "cpu_us": min(rate.cpu_us for rate in token),
+        "bare_cpu_us": min(rate.cpu_us for rate in bare),
+        "runs_broker": [rate.per_second for rate in token],
+        "runs_bare": [rate.per_second for rate in bare],
+    }
+
+
+def _responsive(uploads: Target, token: Target, size: Size) -> Values:
+    pairs = [uvloop.run(_idle_and_busy(uploads, token, size)) for _ in range(2)]
+    idle, busy = (_quantile([s for run in runs for s in run], 0.99) for runs in zip(*pairs, strict=True))
+    return {"busy_ms": busy * 1000, "idle_ms": idle * 1000, "ratio": busy / idle}
+
+
+async def _idle_and_busy(uploads: Target, token: Target, size: Size) -> tuple[list[float], list[float]]:
+    idle = await asking.seconds_each(token, TOKEN_REQUEST, count=size.requests)
+    async with SlowUploads(uploads, count=SLOW_UPLOADS, bytes_per_second=SLOW_BYTES_PER_SECOND):
+        await asyncio.sleep(SETTLE_SECONDS)
+        busy = await asking.seconds_each(token, TOKEN_REQUEST, count=size.requests)
+    return idle, busy
+
+
+def added_wait(folder: Path, sink: int, size: Size) -> Values:
+    """P6: what the broker adds between a small file's last byte and its answer."""
+    direct = Target("127.0.0.1", sink, "/v1/files/upload")
+    with servers.broker(folder, sink) as broker:
+        pairs = [
+            (upload_one(direct, MIB).waited, upload_one(broker.target, MIB).waited)
+            for _ in range(size.single_uploads)
+        ]
+    straight, through = (list(waits) for waits in zip(*pairs, strict=True))
+    added = {
+        name: _quantile(through, q) - _quantile(straight, q) for name, q in (("p50", 0.5), ("p99", 0.99))
+    }
+    return {"p50_ms": added["p50"] * 1000, "p99_ms": added["p99"] * 1000}
+
+
+def start(folder: Path, sink: int, size: Size) -> Values:
+    """P8: from start to ready. The very first makes the database, and does not count."""
     seconds = []
-    for _ in range(4):
+    for _ in range(1 + size.starts):
         begun = time.perf_counter()
-        with servers.bare_broker(folder / "start", sink_port):
+        with servers.bare_broker(folder, sink):
             seconds.append(time.perf_counter() - begun)
-    median = statistics.median(seconds[1:])
-    return Row("P8", "`broker serve` from start to ready", f"{median:.2f} s", "≤ 1 s", median <= 1, median)
-
-
-def _helper() -> Row:
-    size = len(gzip.compress(HELPER.read_bytes(), 9))
-    return Row("P9", "the helper, gzipped", f"{size} bytes", "≤ 4 KB", size <= 4096, size)
+    return {"seconds": min(seconds[1:]), "runs": seconds[1:]}
 
 
 def _quantile(values: list[float], q: float) -> float:
-    return values[min(len(values) - 1, int(len(values) * q))]
+    return sorted(values)[min(len(values) - 1, int(len(values) * q))]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,8 @@ import httpx
 import psutil
 
 from tests.bench.load import Target
-from tests.support.broker_process import clean_environment, running_broker
+from tests.support.broker_process import clean_environment, running_broker, stop
 
-MIB = 1024 * 1024
-SAMPLE_SECONDS = 0.01
 START_SECONDS = 20.0
 
 NGINX = """
@@ -53,56 +50,6 @@ class Server:
     target: Target
     pid: int
 
-    def cpu_seconds(self) -> float:
-        """What it used of the CPU so far, its children included."""
-        return sum(_cpu_seconds(process) for process in self._processes())
-
-    def memory_bytes(self) -> int:
-        """What it holds in memory now."""
-        return sum(process.memory_info().rss for process in self._processes())
-
-    @contextmanager
-    def watched(self) -> Iterator[Watch]:
-        """The CPU it uses and the most memory it holds while the block runs."""
-        watch = Watch(self)
-        try:
-            yield watch
-        finally:
-            watch.stop()
-
-    def _processes(self) -> list[psutil.Process]:
-        main = psutil.Process(self.pid)
-        return [main, *main.children(recursive=True)]
-
-
-class Watch:
-    """Looks at a server every few milliseconds, from a thread of its own."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._cpu_before = server.cpu_seconds()
-        self._idle = server.memory_bytes()
-        self._peak = self._idle
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        self.cpu_seconds = 0.0
-
-    @property
-    def memory_over_idle_bytes(self) -> int:
-        """The most it held, over what it held when the watch began."""
-        return self._peak - self._idle
-
-    def stop(self) -> None:
-        """Read the meters a last time."""
-        self._stop.set()
-        self._thread.join()
-        self.cpu_seconds = self._server.cpu_seconds() - self._cpu_before
-
-    def _look(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self._peak = max(self._peak, self._server.memory_bytes())
-
 
 @contextmanager
 def sink() -> Iterator[int]:
@@ -115,11 +62,7 @@ def sink() -> Iterator[int]:
 @contextmanager
 def nginx(folder: Path, sink_port: int) -> Iterator[Server]:
     """nginx, streaming. Fails loudly where there is none."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
-        raise SystemExit(
-            "The benchmark measures against nginx, and there is none. Install it (apt install nginx)."
-        )
+    program = _nginx()
     folder.mkdir()
     port = free_port()
     config = folder / "nginx.conf"
@@ -128,9 +71,18 @@ def nginx(folder: Path, sink_port: int) -> Iterator[Server]:
         yield Server("nginx", Target("127.0.0.1", port, "/proxy/upload"), process.pid)
 
 
+def _nginx() -> str:
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        raise SystemExit(
+            "The benchmark measures against nginx, and there is none. Install it (apt install nginx)."
+        )
+    return program
+
+
 @contextmanager
 def naive(sink_port: int) -> Iterator[Server]:
-    """``UploadFile`` and httpx."""
+    """``UploadFile`` and httpx; a bare JSON route beside it."""
     port = free_port()
     command = [sys.executable, "-m", "tests.bench.naive", str(port), f"http://127.0.0.1:{sink_port}"]
     with _process(command, port) as process:
@@ -138,31 +90,50 @@ def naive(sink_port: int) -> Iterator[Server]:
 
 
 @contextmanager
-def broker(folder: Path, sink_port: int, **settings: str) -> Iterator[tuple[Server, str]]:
+def broker(folder: Path, sink_port: int, **settings: str) -> Iterator[Server]:
     """The broker as it is installed, in front of the sink; with an API key for everything."""
-    coze = {"COZE_API_BASE": f"http://127.0.0.1:{sink_port}", "COZE_API_TOKEN": "pat_for_the_benchmark"}
-    with running_broker(folder, coze, **settings) as running:
+    with running_broker(folder, _coze(sink_port), **settings) as running:
         port = int(running.url.rpartition(":")[2])
         target = Target("127.0.0.1", port, "/proxy/upload", running.secret_key)
-        yield Server("broker", target, running.process.pid), running.secret_key
+        yield Server("broker", target, running.process.pid)
+
+
+@contextmanager
+def unhashed_broker(folder: Path, sink_port: int, key: str) -> Iterator[Server]:
+    """The broker without sha256, on the data of the one in ``folder``: whose key is good for both."""
+    with _serving("tests.bench.unhashed", folder / "data", sink_port) as (port, pid):
+        yield Server("broker without sha256", Target("127.0.0.1", port, "/proxy/upload", key), pid)
 
 
 @contextmanager
 def bare_broker(folder: Path, sink_port: int) -> Iterator[None]:
     """Nothing but ``broker serve``, until it is ready."""
-    folder.mkdir(exist_ok=True)
-    port = free_port()
-    environment = clean_environment() | {
-        "COZE_API_BASE": f"http://127.0.0.1:{sink_port}",
-        "COZE_API_TOKEN": "pat_for_the_benchmark",
-        "PORT": str(port),
-        "BROKER_DATA_DIR": str(folder),
-    }
-    command = [sys.executable, "-m", "broker", "serve"]
-    with _process(command, port, environment, stderr=subprocess.DEVNULL):
-        while httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).status_code != 200:
-            time.sleep(0.01)
+    with _serving("broker", folder, sink_port, "serve"):
         yield
+
+
+@contextmanager
+def _serving(module: str, data: Path, sink_port: int, *arguments: str) -> Iterator[tuple[int, int]]:
+    """A broker that is ready; gives its port and its process."""
+    port = free_port()
+    ours = {"PORT": str(port), "BROKER_DATA_DIR": str(data)}
+    environment = clean_environment() | _coze(sink_port) | ours
+    command = [sys.executable, "-m", module, *arguments]
+    with _process(command, port, environment, log=data.with_suffix(".log")) as process:
+        _wait_until_ready(port)
+        yield port, process.pid
+
+
+def _wait_until_ready(port: int) -> None:
+    give_up = time.monotonic() + START_SECONDS
+    while httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).status_code != 200:
+        if time.monotonic() > give_up:
+            raise SystemExit("a broker listened, but did not get ready")
+        time.sleep(0.01)
+
+
+def _coze(sink_port: int) -> dict[str, str]:
+    return {"COZE_API_BASE": f"http://127.0.0.1:{sink_port}", "COZE_API_TOKEN": "pat_for_the_benchmark"}
 
 
 def free_port() -> int:
@@ -172,45 +143,44 @@ def free_port() -> int:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """What the figures were measured on, and with."""
+    version = subprocess.run([_nginx(), "-v"], capture_output=True, text=True, check=True, timeout=10)
     return {
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "python": sys.version.split()[0],
+        "processor": _processor(),
         "system": os.uname().sysname,
+        "python": sys.version.split()[0],
+        "nginx": version.stderr.strip().rpartition(" ")[2],
     }
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write ``value`` so that a diff of two runs can be read."""
-    path.write_text(json.dumps(value, indent=2) + "\n")
+def _processor() -> str:
+    models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return models[0] if models else os.uname().machine
 
 
 @contextmanager
 def _process(
-    command: list[str], port: int, environment: dict[str, str] | None = None, stderr: int | None = None
+    command: list[str], port: int, environment: dict[str, str] | None = None, log: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=stderr)
-    try:
-        _wait_for(process, port)
-        yield process
-    finally:
-        process.terminate()
-        process.wait(15)
+    with log.open("wb") if log else nullcontext() as errors:
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=errors)
+        try:
+            _wait_for(process, port, log)
+            yield process
+        finally:
+            stop(process)
 
 
-def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:
+def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path | None) -> None:
     give_up = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < give_up:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
-            time.sleep(0.02)
+            time.sleep(0.01)
         else:
             return
-    raise SystemExit(f"{process.args!r} did not start")
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+    said = log.read_text()[-2000:] if log else ""
+    raise SystemExit(f"{process.args!r} did not start. {said}")
