@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 
 from broker.errors import DigestMismatch, MalformedMultipart
 from broker.observe import events
@@ -57,26 +56,24 @@ class OutgoingBody:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async with aclosing(self._pieces()) as pieces:
-                async for piece in pieces:
-                    self._pace.wait_for("answer" if self.sent == "all" else "upstream")
-                    yield piece
-                    self._pace.wait_for("client")
+            self.sent = "part"
+            self._pace.wait_for("upstream")
+            yield self._envelope.head
+            self._pace.wait_for("client")
+            async for piece in self._file:
+                self._meter(piece)
+                self._pace.wait_for("upstream")
+                yield piece
+                self._pace.wait_for("client")
+            end = self._envelope.end(self._padding_bytes())
+            # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
+            self.sent = "all"
+            self._pace.wait_for("answer")
+            yield end
             self._pace.wait_for("answer")
         except BaseException as error:
             self.failure = error
             raise
-
-    async def _pieces(self) -> AsyncGenerator[bytes]:
-        self.sent = "part"
-        yield self._envelope.head
-        async for piece in self._file:
-            self._meter(piece)
-            yield piece
-        end = self._envelope.end(self._padding_bytes())
-        # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
-        self.sent = "all"
-        yield end
 
     def _meter(self, piece: bytes) -> None:
         self.file_bytes += len(piece)
