@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from broker.api.rendering import rendered
@@ -45,6 +46,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = True
         self._head_bytes = 0
+        self._body_left = 0
+        """What is still to come of a body whose length was announced."""
         self._refusal: Refusal | None = None
         self._lingered: int | None = None
         """Bytes that were thrown away since the last answer; None while the connection is in use."""
@@ -78,6 +81,11 @@ class Connection(HttpToolsProtocol):
         if self._lingered is not None:
             self._linger(len(data))
             return
+        if self._body_left:
+            self._unset_keepalive_if_required()
+            data = self._take_body(data)
+        if not data or self.parser is None:
+            return
         was_in_head = self._in_head
         super().data_received(data)
         if was_in_head and self._in_head and self._lingered is None:
@@ -90,6 +98,30 @@ class Connection(HttpToolsProtocol):
             refusal, self._postponed = self._postponed, None
             self._unset_keepalive_if_required()
             self._answer(refusal)
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Take what belongs to the body, and return what comes behind it.
+
+        Where the length was announced, there is nothing to parse, and the parser would make a copy.
+        """
+        body, rest = data, b""
+        if len(data) > self._body_left:
+            body, rest = data[: self._body_left], data[self._body_left :]
+        self.on_body(body)
+        if not self._body_left:
+            self.on_message_complete()
+            self._renew_parser()
+        return rest
+
+    def _renew_parser(self) -> None:
+        """The parser still waits for the body. After a request that closes there is no other
+        (RFC 9112 §9.6): what comes is not read.
+        """
+        if not self.parser.should_keep_alive():
+            self.parser = None  # type: ignore[assignment]
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     # The parser's callbacks.
 
@@ -112,7 +144,21 @@ class Connection(HttpToolsProtocol):
             self._refuse(HeadTooLarge())
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
             self._refuse(UnsupportedEncoding())
+        if not self.parser.should_upgrade():  # if so, the parser takes no body
+            self._body_left = int(dict(self.headers).get(b"content-length", b"0"))
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn does it, but for the copies: one piece at a time goes to the application as it is."""
+        if self._body_left:
+            self._body_left -= len(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body = _joined(cycle.body, body)  # type: ignore[assignment] # is only measured, and made bytes
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
         """Where uvicorn ends up whenever the parser stops; ``_refusal`` is there when we stopped it."""
@@ -211,3 +257,12 @@ class Connection(HttpToolsProtocol):
             "Access-Control-Expose-Headers": exposed,
             "Vary": "Origin",
         }
+
+
+def _joined(held: bytes | bytearray, more: bytes) -> bytes | bytearray:
+    """A piece alone stays as it is; those that nobody has asked for yet grow in one place."""
+    if not held:
+        return more
+    grown = held if isinstance(held, bytearray) else bytearray(held)
+    grown += more
+    return grown

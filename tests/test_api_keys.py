@@ -1,4 +1,4 @@
-"""API keys: shown once, kept as a hash, bound by rules, useless the moment they are revoked."""
+"""API keys: shown once, kept as a hash, bound by rules, useless within a second of being revoked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hmac
 import json
 import re
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 from broker.auth.api_keys import ApiKeys, KeyRulesError
 from broker.state.database import Database
 from tests.support.broker_process import PAGE_ORIGIN, Broker, run_command
+
+PROCESS_SWITCH_SECONDS = 1.0
+"""What a busy machine may need between a second's end and the next answer."""
 
 
 def data_dir(broker: Broker) -> Path:
@@ -127,12 +131,20 @@ def test_a_publishable_key_mints_and_does_nothing_else(broker: Broker) -> None:
     assert (answer.status_code, answer.json()["code"]) == (403, 4101)
 
 
-def test_revoking_takes_effect_at_once_on_the_running_broker(broker: Broker) -> None:
+def refused_within_a_second(broker: Broker, key: str) -> httpx.Response:
+    """The first refusal of a key that another process has just changed."""
+    give_up = time.monotonic() + 1 + PROCESS_SWITCH_SECONDS
+    while (answer := mint(broker, key)).status_code == 200:
+        assert time.monotonic() < give_up, "the broker still takes the key"
+    return answer
+
+
+def test_revoking_takes_effect_within_a_second_on_the_running_broker(broker: Broker) -> None:
     created = broker.create_key("--scope", "token:mint")
     assert mint(broker, created["key"]).status_code == 200
     done = broker.command("keys", "revoke", created["id"])
     assert (done.returncode, done.stdout) == (0, f"{created['id']} is revoked.\n")
-    answer = mint(broker, created["key"])
+    answer = refused_within_a_second(broker, created["key"])
     assert (answer.status_code, answer.json()["code"]) == (401, "invalid_credential")
     assert listed(broker, created["id"])["revoked_at"] > 0
     done = broker.command("keys", "revoke", created["id"])
@@ -148,7 +160,7 @@ def test_an_expired_key_is_told_so(broker: Broker) -> None:
     with sqlite3.connect(data_dir(broker) / "broker.db") as database:  # a day goes by
         database.execute("UPDATE api_keys SET expires_at = 1 WHERE id = ?", (created["id"],))
     database.close()
-    answer = mint(broker, created["key"])
+    answer = refused_within_a_second(broker, created["key"])
     assert (answer.status_code, answer.json()["code"]) == (401, "expired_credential")
     assert "expired" in broker.command("keys", "list").stdout
 

@@ -86,6 +86,26 @@ async def test_keys_are_found_by_themselves_alone(database: Database) -> None:
         await keys.authenticate(secret)
 
 
+async def test_a_key_is_as_another_process_left_it_a_second_ago(database: Database) -> None:
+    here, there = ApiKeys(database, b"pepper"), ApiKeys(database, b"pepper")
+    key, secret = await here.create(name="x", scopes=["files:upload"])
+    assert await here.authenticate(secret) == key
+    assert await there.revoke(key.id)
+    give_up = time.monotonic() + 2
+    while await is_taken(here, secret):
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.02)
+    assert not await is_taken(there, secret)
+
+
+async def is_taken(keys: ApiKeys, secret: str) -> bool:
+    try:
+        await keys.authenticate(secret)
+    except InvalidCredential:
+        return False
+    return True
+
+
 async def test_a_claim_is_forgotten_when_its_time_is_over(database: Database) -> None:
     now = [1000.0]
     claims = DatabaseClaims(database, lambda: now[0])
@@ -206,7 +226,16 @@ def broker_without_store(
         token = broker.mint(size=1, route="proxy")
         for path in (folder / "data").glob("broker.db*"):
             path.write_bytes(b"junk" * 2000)
+        _wait_until_forgotten(broker)
         yield broker, token
+
+
+def _wait_until_forgotten(broker: Broker) -> None:
+    """A key that was found is good for a second."""
+    give_up = time.monotonic() + 5
+    while httpx.post(f"{broker.url}/token", json={"size": 1}, headers=broker.auth()).status_code == 200:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
 
 
 def test_without_its_database_nobody_is_let_in(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from broker.api.services import services
 from broker.errors import (
@@ -27,12 +27,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 async def stream(request: Request) -> AsyncIterator[bytes]:
     """The body as it comes. Raises :class:`ClientLeft` when it ends before its time."""
-    try:
-        async for chunk in request.stream():
-            if chunk:
-                yield chunk
-    except ClientDisconnect:
-        raise ClientLeft from None
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        more = message.get("more_body", False)
+        if chunk := message.get("body"):
+            yield chunk
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:

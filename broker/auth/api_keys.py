@@ -24,6 +24,7 @@ from broker.errors import ExpiredCredential, InvalidCredential
 from broker.settings import PUBLISHABLE_PREFIX, SECRET_PREFIX
 from broker.state.database import Database
 from broker.state.database import api_keys as table
+from broker.state.recent import Recent
 
 KeyKind = Literal["secret", "publishable"]
 PREFIXES: dict[KeyKind, str] = {"secret": SECRET_PREFIX, "publishable": PUBLISHABLE_PREFIX}
@@ -57,12 +58,17 @@ class KeyRulesError(ValueError):
 
 
 class ApiKeys:
-    """The keys in the database."""
+    """The keys in the database.
+
+    What ``authenticate`` found is good for a second: so much later at most, a key that another process
+    revoked is refused. Whatever changes a key here calls ``_recent.forget()``, and it shows at once.
+    """
 
     def __init__(self, database: Database, pepper: bytes, now: Callable[[], float] = time.time) -> None:
         self._database = database
         self._pepper = pepper
         self._now = now
+        self._recent = Recent(self._find)
 
     async def create(
         self,
@@ -109,14 +115,20 @@ class ApiKeys:
             return [_key(row._mapping) for row in rows]
 
     async def revoke(self, key_id: str) -> bool:
-        """Make a key useless from now on; False when there is no such key or it was revoked before."""
+        """Make a key useless from now on, in other processes within a second.
+
+        False when there is no such key or it was revoked before.
+        """
         statement = (
             sa.update(table)
             .where(table.c.id == key_id, table.c.revoked_at.is_(None))
             .values(revoked_at=int(self._now()))
         )
-        async with self._database.transaction() as connection:
-            return (await connection.execute(statement)).rowcount == 1
+        try:
+            async with self._database.transaction() as connection:
+                return (await connection.execute(statement)).rowcount == 1
+        finally:
+            self._recent.forget()
 
     async def authenticate(self, secret: str) -> ApiKey:
         """The key that ``secret`` is.
@@ -126,19 +138,18 @@ class ApiKeys:
         """
         if not is_well_formed(secret):
             raise InvalidCredential(log="API key with a wrong checksum")
-        row = await self._find(self._hash(secret))
-        if row is None or row["revoked_at"] is not None:
-            raise InvalidCredential(
-                log="API key unknown" if row is None else f"API key {row['id']} is revoked"
-            )
-        if 0 < row["expires_at"] <= self._now():
-            raise ExpiredCredential(log=f"API key {row['id']} has expired")
-        return _key(row)
+        key = await self._recent.get(self._hash(secret))
+        if key is None or key.revoked_at is not None:
+            raise InvalidCredential(log="API key unknown" if key is None else f"API key {key.id} is revoked")
+        if 0 < key.expires_at <= self._now():
+            raise ExpiredCredential(log=f"API key {key.id} has expired")
+        return key
 
-    async def _find(self, digest: str) -> Any:
+    async def _find(self, digest: str) -> ApiKey | None:
         async with self._database.transaction() as connection:
             result = await connection.execute(sa.select(table).where(table.c.hash == digest))
-            return result.mappings().first()
+            row = result.mappings().first()
+        return None if row is None else _key(row)
 
     def _hash(self, secret: str) -> str:
         return hmac.new(self._pepper, secret.encode(), hashlib.sha256).hexdigest()

@@ -71,36 +71,41 @@ class OutgoingBody:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
+            self.sent = "part"
+            self._pace.wait_for("upstream")
+            yield self._envelope.head
+            self._pace.wait_for("client")
             async with aclosing(self._pieces()) as pieces:
                 async for piece in pieces:
-                    self._pace.wait_for("answer" if self.sent == "all" else "upstream")
+                    self._pace.wait_for("upstream")
                     yield piece
                     self._pace.wait_for("client")
+            end = self._envelope.end(self._padding_bytes())
+            await self._announce_end()
+            # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
+            self.sent = "all"
+            self._pace.wait_for("answer")
+            yield end
             self._pace.wait_for("answer")
         except BaseException as error:
             self.failure = error
             raise
 
-    async def _pieces(self) -> AsyncGenerator[bytes]:
-        self.sent = "part"
-        yield self._envelope.head
-        pieces = self._metered()
-        async for piece in scanned(pieces, self._scan, self._pace) if self._scan else pieces:
-            yield piece
-        if self._scan:
-            self._event.scanned = True
-        end = self._envelope.end(self._padding_bytes())
-        if self._before_end is not None:
-            self._pace.wait_for("store")
-            await self._before_end(self.sha256)
-        # Said before it is true: should this last piece get lost, nobody can tell whether Coze had it.
-        self.sent = "all"
-        yield end
+    def _pieces(self) -> AsyncGenerator[bytes]:
+        """The file, past the scan where there is one."""
+        return scanned(self._metered(), self._scan, self._pace) if self._scan else self._metered()
 
     async def _metered(self) -> AsyncGenerator[bytes]:
         async for piece in self._file:
             self._meter(piece)
             yield piece
+
+    async def _announce_end(self) -> None:
+        if self._scan:
+            self._event.scanned = True
+        if self._before_end:
+            self._pace.wait_for("store")
+            await self._before_end(self.sha256)
 
     def _meter(self, piece: bytes) -> None:
         self.file_bytes += len(piece)

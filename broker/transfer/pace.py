@@ -7,6 +7,7 @@ its time as long as it moves, and the one deadline that never moves is the token
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,15 +56,21 @@ class Patience:
 
 
 class Pace:
-    """Ends the block that ``kept`` opens when a side takes too long."""
+    """Ends the block that ``kept`` opens when a side takes too long.
+
+    A large file changes sides thousands of times a second. So that is only noted; the alarm looks at the
+    note when it goes off, and is set for later when the side that is waited for still has time.
+    """
 
     def __init__(self, patience: Patience, finish_in_seconds: float | None = None) -> None:
         self._patience = patience
         self._finish_in_seconds = finish_in_seconds
-        self._finish_at: float | None = None
+        self._finish_at = math.inf
         self._waiting_for: WaitingFor = "client"
-        self._alarm: asyncio.Timeout | None = None
-        self._is_last_call = False
+        self._loop = asyncio.get_running_loop()
+        self._timeout: asyncio.Timeout | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
         self._since = 0.0
         self._window_seconds = 0.0
         self._window_bytes = 0
@@ -71,39 +78,61 @@ class Pace:
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
         """Raises :class:`FinishDeadline`, or the refusal that belongs to the side that was too slow."""
-        loop = asyncio.get_running_loop()
         if self._finish_in_seconds is not None:
-            self._finish_at = loop.time() + self._finish_in_seconds
+            self._finish_at = self._loop.time() + self._finish_in_seconds
         try:
-            async with asyncio.timeout(None) as self._alarm:
+            async with asyncio.timeout(None) as self._timeout:
                 self.wait_for("client")
                 yield
         except TimeoutError:
             raise self._refusal() from None
         finally:
-            self._alarm = None
+            self._timeout = None
+            self._end_alarm()
 
     def wait_for(self, side: WaitingFor) -> None:
         """From now on ``side`` is the one that has to move."""
         self._waiting_for = side
-        self._since = asyncio.get_running_loop().time()
-        if self._alarm is None:
-            return
-        at = self._since + getattr(self._patience, side)
-        self._is_last_call = self._finish_at is not None and self._finish_at <= at
-        self._alarm.reschedule(self._finish_at if self._is_last_call else at)
+        self._since = self._loop.time()
+        if self._deadline() < self._alarm_at:
+            self._set_alarm()
+
+    def _deadline(self) -> float:
+        return min(self._side_deadline(), self._finish_at)
+
+    def _side_deadline(self) -> float:
+        at: float = self._since + getattr(self._patience, self._waiting_for)
+        return at
+
+    def _set_alarm(self) -> None:
+        self._end_alarm()
+        if self._timeout is not None:
+            self._alarm_at = self._deadline()
+            self._alarm = self._loop.call_at(self._alarm_at, self._ring, self._timeout)
+
+    def _end_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._alarm_at = None, math.inf
+
+    def _ring(self, timeout: asyncio.Timeout) -> None:
+        if self._loop.time() < self._deadline():
+            self._set_alarm()
+        else:
+            timeout.reschedule(self._loop.time())
 
     def over(self) -> None:
         """From now on nobody is waited for: the outcome is known."""
-        if self._alarm is not None:
-            self._alarm.reschedule(None)
+        self._end_alarm()
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(None)
 
     def received(self, size: int) -> None:
         """So many bytes came from the client, which was waited for; the time that others take doesn't count.
 
         Raises :class:`ClientTooSlow` when they come too slowly, one by one so to say.
         """
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._window_bytes += size
         self._window_seconds += now - self._since
         self._since = now
@@ -114,7 +143,7 @@ class Pace:
         self._window_seconds, self._window_bytes = 0.0, 0
 
     def _refusal(self) -> Refusal:
-        if self._is_last_call and self._waiting_for != "answer":
+        if self._finish_at <= self._side_deadline() and self._waiting_for != "answer":
             return FinishDeadline()
         side = self._waiting_for
         wait = RETRY_AFTER_SECONDS if side in ("slot", "scanner") else None
