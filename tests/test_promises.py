@@ -150,7 +150,7 @@ def begun_upload(broker: Broker) -> Iterator[None]:
     host, port = broker.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 10) as connection:
         head = f"POST /proxy/upload HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {broker.secret_key}\r\n"
-        head += "Content-Type: text/csv\r\nContent-Length: 1000\r\n\r\na,b\n"
+        head += "Content-Type: text/csv\r\nContent-Length: 10000\r\n\r\n" + "a,b\n" * 1024
         connection.sendall(head.encode())
         time.sleep(0.3)
         yield
