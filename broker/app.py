@@ -27,6 +27,7 @@ from broker.settings import Settings, warnings
 from broker.state.counters import DatabaseClaims
 from broker.state.database import Database
 from broker.transfer.policy import Policy
+from broker.transfer.sniffing import FileTypes
 from broker.upstream.client import make_client
 from broker.upstream.coze import CozeFiles
 from broker.upstream.oauth import AppCredential, Credential, FixedCredential, TokenExchange
@@ -120,6 +121,7 @@ def _policy(settings: Settings) -> Policy:
         default_ttl_seconds=settings.broker_token_ttl_seconds,
         max_ttl_seconds=settings.broker_token_max_ttl_seconds,
         has_browser_app=settings.browser_app is not None,
+        file_types=FileTypes(settings.file_types, settings.broker_content_mismatch),
     )
 
 

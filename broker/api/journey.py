@@ -19,6 +19,7 @@ from broker.transfer.incoming import IncomingFile, open_file
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
 from broker.transfer.pace import Pace, Patience
+from broker.transfer.sniffing import FileTypes
 from broker.upstream.coze import StoredFile
 
 CLAIM_MARGIN_SECONDS = 60
@@ -56,6 +57,7 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
             request.headers, stream(request), max_bytes=grant.max_bytes, forms_only=grant.forms_only
         )
         _check_type(file, grant)
+        _check_content(file, grant, broker.policy.file_types)
         pace.wait_for("slot")
         async with broker.files.slots:
             pace.wait_for("credential")
@@ -82,6 +84,15 @@ def _check_type(file: IncomingFile, grant: Grant) -> None:
         raise TypeNotGranted(
             f"The token was issued for {', '.join(granted)}. Send that, or get another token."
         )
+
+
+def _check_content(file: IncomingFile, grant: Grant, file_types: FileTypes) -> None:
+    """Name, type and content must agree. A name that the content tells must be granted like the sender's."""
+    name, content_type = file_types.settle(file.file_name, file.content_type, file.head)
+    if (name, content_type) == (file.file_name, file.content_type):
+        return
+    file.file_name, file.content_type = name, content_type
+    _check_type(file, grant)
 
 
 async def _spend(broker: Services, grant: Grant) -> None:

@@ -68,7 +68,7 @@ async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str 
     if key.kind == "publishable" and asked.subject is not None:
         raise SubjectNotAllowed
     if asked.file_name is not None:
-        filenames.clean(asked.file_name)
+        broker.policy.file_types.check_name(filenames.clean(asked.file_name))
     ttl_seconds = broker.policy.ttl_seconds(asked.ttl_seconds)
     route, reason = broker.policy.route(size=asked.size, sensitive=asked.sensitive, wish=asked.route)
     if route == "direct":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from broker.errors import EmptyFile, TooLarge, TtlTooLong
+from broker.transfer.sniffing import FileTypes
 
 Route = Literal["direct", "proxy"]
 RouteWish = Literal["auto", "direct", "proxy"]
@@ -23,6 +24,7 @@ class Policy:
     default_ttl_seconds: int
     max_ttl_seconds: int
     has_browser_app: bool
+    file_types: FileTypes = field(default_factory=FileTypes)
 
     def route(self, *, size: int, sensitive: bool, wish: RouteWish) -> tuple[Route, Reason]:
         """The way a file goes, and why. A wish for ``direct`` never overrules what speaks against it.

@@ -141,6 +141,7 @@ def naive(sink_port: int) -> Iterator[Server]:
 def broker(folder: Path, sink_port: int, **settings: str) -> Iterator[tuple[Server, str]]:
     """The broker as it is installed, in front of the sink; with an API key for everything."""
     coze = {"COZE_API_BASE": f"http://127.0.0.1:{sink_port}", "COZE_API_TOKEN": "pat_for_the_benchmark"}
+    settings = {"BROKER_FILE_TYPES": "*", **settings}
     with running_broker(folder, coze, **settings) as running:
         port = int(running.url.rpartition(":")[2])
         target = Target("127.0.0.1", port, "/proxy/upload", running.secret_key)
