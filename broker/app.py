@@ -31,6 +31,7 @@ from broker.state.idempotency import IdempotencyRecords
 from broker.transfer.admission import Admission
 from broker.transfer.policy import Policy
 from broker.transfer.sensitivity import Sensitivity
+from broker.transfer.sniffing import FileTypes
 from broker.upstream.client import make_client
 from broker.upstream.coze import CozeFiles
 from broker.upstream.oauth import AppCredential, Credential, FixedCredential, TokenExchange
@@ -157,6 +158,7 @@ def _policy(settings: Settings) -> Policy:
             everything=settings.broker_scan == "all",
         ),
         scan_max_bytes=settings.broker_scanner_max_bytes if settings.broker_scanner else None,
+        file_types=FileTypes(settings.file_types, settings.broker_content_mismatch),
     )
 
 

@@ -30,6 +30,14 @@ MIN_SECRET_LENGTH = 32
 COZE_MAX_UPLOAD_BYTES = 536_870_912
 COZE_MAX_TTL_SECONDS = 86_399
 CLAMD_PORT = 3310
+COZE_FILE_TYPES = (
+    "doc,docx,xls,xlsx,ppt,pptx,pdf,numbers,csv,cpp,py,java,c,"
+    "jpg,jpeg,jpg2,png,gif,webp,heic,heif,bmp,pcd,tiff,"
+    "wav,mp3,flac,m4a,aac,ogg,wma,midi,mp4,avi,mov,3gp,3gpp,flv,webm,wmv,rmvb,m4v,mkv,"
+    "rar,zip,7z,gz,gzip,bz2"
+)
+"""The extensions that Coze documents, and ``jpeg``."""
+ANY_FILE_TYPE = "*"
 OF_THE_COMMAND_LINE = {"BROKER_URL", "BROKER_API_KEY"}
 """Names that look like settings and are options of ``broker upload`` and ``broker token``."""
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names addresses
@@ -150,6 +158,17 @@ class Settings(BaseSettings):
         default=3600,
         ge=1,
         description="How long after its token's expiry an upload that has begun may go on.",
+    )
+    broker_file_types: str = Field(
+        default=COZE_FILE_TYPES,
+        description="The extensions of files that are taken, separated by commas; those that Coze documents. "
+        "`*` takes any: Coze Studio does.",
+    )
+    broker_content_mismatch: Literal["refuse", "relabel", "ignore"] = Field(
+        default="refuse",
+        description="What becomes of a file whose name, type and content disagree: `refuse` it; `relabel` "
+        "it, so that it goes on under the extension that its content tells, if that is one that is taken; "
+        "or `ignore` it and let Coze judge.",
     )
 
     # Sensitive files
@@ -286,6 +305,12 @@ class Settings(BaseSettings):
     def allowed_origins(self) -> tuple[str, ...]:
         """Every origin whose pages may call the broker."""
         return tuple(dict.fromkeys((self.public_origin, *self.broker_allowed_origins)))
+
+    @property
+    def file_types(self) -> frozenset[str] | None:
+        """The extensions of files that are taken, in lower case and without a dot; None for any."""
+        names = [name.strip().removeprefix(".").lower() for name in self.broker_file_types.split(",")]
+        return None if names == [ANY_FILE_TYPE] else frozenset(filter(None, names))
 
     @property
     def coze_host(self) -> str:
@@ -473,8 +498,7 @@ def _problems(settings: Settings) -> Iterator[str]:
             "COZE_API_TOKEN or the four COZE_JWT_OAUTH_* settings: one of them is needed, "
             "or nothing can be uploaded through the broker."
         )
-    if settings.broker_token_ttl_seconds > settings.broker_token_max_ttl_seconds:
-        yield "BROKER_TOKEN_TTL_SECONDS is longer than BROKER_TOKEN_MAX_TTL_SECONDS."
+    yield from _policy_problems(settings)
     token, keys = settings.coze_api_token, settings.broker_signing_keys
     if token and not _VISIBLE_ASCII.fullmatch(token.get_secret_value()):
         yield "COZE_API_TOKEN has a blank, a line end or another character that no token has."
@@ -509,6 +533,14 @@ def _scanning_problems(settings: Settings) -> Iterator[str]:
 _TYPE_GLOB = re.compile(r"[\w!#$&^.+*?-]+/[\w!#$&^.+*?-]+", re.ASCII)
 
 
+def _policy_problems(settings: Settings) -> Iterator[str]:
+    if settings.broker_token_ttl_seconds > settings.broker_token_max_ttl_seconds:
+        yield "BROKER_TOKEN_TTL_SECONDS is longer than BROKER_TOKEN_MAX_TTL_SECONDS."
+    types = settings.file_types
+    if types is not None and not (types and all(map(_EXTENSION.fullmatch, types))):
+        yield "BROKER_FILE_TYPES: not extensions with commas between them, like pdf,png; a lone * takes any."
+
+
 def _store_problems(settings: Settings) -> Iterator[str]:
     pepper = settings.broker_key_pepper
     if pepper and len(pepper.get_secret_value()) < MIN_SECRET_LENGTH:
@@ -518,6 +550,7 @@ def _store_problems(settings: Settings) -> Iterator[str]:
 
 
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
+_EXTENSION = re.compile(r"[^\s.*/\\]+")
 
 
 def _are_signing_keys(text: str) -> bool:

@@ -160,7 +160,7 @@ def begin(broker: Broker, sandbox: SandboxControl, key: str) -> Connection:
     before = len(sandbox.events(kind="upload"))
     connection = Connection(broker.url)
     headers = broker.auth(key) | {"Content-Type": "text/csv", "Content-Length": "1000000"}
-    connection.send(head(PROXY, [*headers.items()]) + b"a,b\n")
+    connection.send(head(PROXY, [*headers.items()]) + b"a,b\n" * 1024)
     sandbox.wait_for(lambda: len(sandbox.events(kind="upload")) > before)
     return connection
 

@@ -514,14 +514,15 @@ def test_a_bad_name(broker: Broker, path: str, sent: bytes) -> None:
     assert_refused(broker, answer, BadFileName, path)
 
 
+@pytest.mark.usefixtures("accepted")
 @pytest.mark.parametrize("path", SHAPES)
 def test_a_raw_line_end_in_a_name_ends_the_name(broker: Broker, sandbox: SandboxControl, path: str) -> None:
     """What follows it is a header of the caller's part, and no header or part of Coze's."""
-    name = b'a\r\nX-Injected: "yes"\r\nContent-Type: text/html.csv'
+    name = b'a.csv\r\nX-Injected: "yes"\r\nContent-Type: text/html; x='
     answer = post(broker, path, content=form(part(b"a,b", "file", name)), headers={"Content-Type": FORM_TYPE})
-    assert answer.status_code == 415, answer.text
+    assert answer.status_code == 200, answer.text
     (event,) = sandbox.events(kind="upload")
-    assert (event["file_name"], event["part_names"]) == ('"a', ["file"])
+    assert (event["file_name"], event["part_names"]) == ('"a.csv', ["file"])
 
 
 # --- nothing of the caller is passed on ---------------------------------------------------------

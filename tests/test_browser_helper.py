@@ -264,9 +264,11 @@ def test_where_coze_has_trouble_the_broker_steps_in(
 def test_a_file_that_coze_refuses_is_not_sent_again(
     app: App, sandbox: SandboxControl, subtests: pytest.Subtests
 ) -> None:
-    for name, code in (("a.txt", "coze_4303"), ("a.png", "coze_4000")):
+    for name, code, fault in (("a.csv", "coze_4303", {"code": 4303}), ("a.png", "coze_4000", {})):
         with subtests.test(name):
             sandbox.heal()
+            if fault:
+                sandbox.fail(path=UPLOAD, times=1, **fault)
             told = app.upload(name=name, type="", text="no picture")
             assert_refused(told, code, told["error"]["status"])
             (event,) = sandbox.events(kind="upload", method="POST")
@@ -304,12 +306,22 @@ def test_a_token_of_another_origin_is_told_too(app: App) -> None:
     assert_refused(app.upload(ownBackEnd=True), "origin_not_allowed", 403)
 
 
-def test_a_refusal_of_cozes_comes_through_the_broker(app: App, subtests: pytest.Subtests) -> None:
-    for name, code in (("a.txt", "file_type_refused"), ("a.png", "file_content_mismatch")):
-        with subtests.test(name):
-            told = app.upload(name=name, type="", text="no picture", route="proxy")
-            assert_refused(told, code, 415)
-            assert app.broker.record(told["error"]["requestId"])["code"] == code
+def test_a_file_that_is_not_what_it_is_called_is_told_so(app: App, sandbox: SandboxControl) -> None:
+    told = app.upload(name="a.png", type="", text="no picture", route="proxy")
+    sentence = assert_refused(told, "file_content_mismatch", 415)
+    assert sentence.startswith("The file is called a.png, but its content is text.")
+    assert app.broker.record(told["error"]["requestId"])["code"] == "file_content_mismatch"
+    assert sandbox.events(kind="upload") == []
+
+
+@pytest.mark.parametrize("route", ["auto", "proxy"])
+def test_a_type_that_is_not_taken_is_told_before_it_is_sent(
+    app: App, sandbox: SandboxControl, route: str
+) -> None:
+    told = app.upload(name="a.txt", type="", text="words", route=route)
+    assert ".txt" in assert_refused(told, "file_type_refused", 415)
+    assert app.tab.asked("/proxy/upload") == []
+    assert sandbox.events(kind="upload") == []
 
 
 def test_a_file_over_the_brokers_limit_is_told_before_it_is_sent(app: App) -> None:

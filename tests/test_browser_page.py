@@ -264,16 +264,18 @@ def test_a_refusal_is_a_sentence_with_a_code_and_an_id(
     page: UploadPage, sandbox: SandboxControl, subtests: pytest.Subtests
 ) -> None:
     for name, sensitive, code in (
-        ("1.txt", False, "coze_4303 · HTTP 200"),
+        ("1.txt", False, "file_type_refused · HTTP 415"),
         ("2.txt", True, "file_type_refused · HTTP 415"),
         ("3.png", False, "coze_4000 · HTTP 200"),
         ("4.png", True, "file_content_mismatch · HTTP 415"),
     ):
-        with subtests.test(code):
+        with subtests.test(name):
             page.page.get_by_label("Sensitive").set_checked(sensitive)
             row = page.choose((name, b"neither of a type that Coze takes nor a picture"))
             state(row, "failed")
-            expect(row.locator(".error-text")).to_have_text(re.compile(r"^Coze .*(type|name|content).*[.?]$"))
+            expect(row.locator(".error-text")).to_have_text(
+                re.compile(r"^(Coze|Files|The file) .*(type|name|content).*[.?]$")
+            )
             expect(row.locator(".error-print")).to_have_text(re.compile(rf"^{code} · request \w{{20,}}$"))
             expect(row.get_by_test_id("retry")).to_be_hidden()
             expect(row.get_by_test_id("file-id")).to_be_hidden()

@@ -79,7 +79,7 @@ def test_upload_goes_on_after_a_file_that_fails(
     said = done.stderr.splitlines()
     assert said[0] == "error missing.csv: The file can't be read (No such file or directory)."
     assert re.fullmatch(
-        r"error no.txt: Coze does not take files of this type\..* "
+        r"error no.txt: Files of the type \.txt are not taken\. Send one of these: .* "
         r"\(file_type_refused, status 415, request [0-9a-f]{32}\)",
         said[1],
     )

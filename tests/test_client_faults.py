@@ -115,7 +115,9 @@ def test_a_client_that_leaves_midway(
 
 
 @pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
-@pytest.mark.parametrize("body", [b"", part(b"")[:40]], ids=["nothing", "half a header"])
+@pytest.mark.parametrize(
+    "body", [b"", part(b"")[:40], part(b"x" * 4000)], ids=["nothing", "half a header", "half a file's head"]
+)
 def test_a_client_that_leaves_before_its_file(
     narrow_broker: Broker, sandbox: SandboxControl, body: bytes, leave: Leaving
 ) -> None:

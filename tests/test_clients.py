@@ -29,7 +29,7 @@ REFUSED = [
     pytest.param("a.csv", b"1", "cub_sk_wrong", 4100, "credential", id="wrong key"),
     pytest.param("a.txt", b"1", None, 4303, "type", id="type"),
     pytest.param("a.csv", b"", None, 4300, "no bytes", id="empty"),
-    pytest.param("a.png", b"no picture", None, 4304, "extension", id="mismatch"),
+    pytest.param("a.png", b"no picture", None, 4304, "its content is text", id="mismatch"),
 ]
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -186,6 +186,10 @@ def test_each_outgoing_form_has_a_boundary_of_its_own() -> None:
     assert Envelope.around("a.csv", "text/csv").closing != Envelope.around("a.csv", "text/csv").closing
 
 
+LIMIT = 5000
+"""A file's, in the tests below: more than its head, so that some of it is still to come when it is opened."""
+
+
 async def outgoing(
     pieces: Iterable[bytes], **headers: str
 ) -> tuple[IncomingFile, OutgoingBody, int | None, bytes]:
@@ -196,13 +200,13 @@ async def outgoing(
             yield piece
 
     asked = Headers({name.replace("_", "-"): value for name, value in headers.items()})
-    file = await open_file(asked, body(), max_bytes=1000)
-    outgoing = OutgoingBody(file, Envelope.around("a.csv", "text/csv"), Pace(FOREVER), max_bytes=1000)
+    file = await open_file(asked, body(), max_bytes=LIMIT)
+    outgoing = OutgoingBody(file, Envelope.around("a.csv", "text/csv"), Pace(FOREVER), max_bytes=LIMIT)
     promised = outgoing.content_length
     return file, outgoing, promised, b"".join([piece async for piece in outgoing])
 
 
-@pytest.mark.parametrize("size", [1, 2, 999, 1000])
+@pytest.mark.parametrize("size", [1, 2, 4095, 4096, 4097, LIMIT - 1, LIMIT])
 @pytest.mark.parametrize(
     "body",
     [
@@ -217,7 +221,7 @@ async def outgoing(
 @pytest.mark.parametrize("step", [7, 1000, 100_000])
 def test_the_promised_length_is_kept_to_the_byte(body: object, size: int, step: int) -> None:
     """Whatever follows the file in a form is filled up upstream; and a file of just the limit passes."""
-    content = (b"\r\n-" * 400)[:size]
+    content = (b"\r\n-" * LIMIT)[:size]
     whole = body(content)  # type: ignore[operator]
     pieces = [whole[i : i + step] for i in range(0, len(whole), step)]
     file, sent, promised, out = asyncio.run(
@@ -229,18 +233,23 @@ def test_the_promised_length_is_kept_to_the_byte(body: object, size: int, step: 
 
 
 def test_a_bare_body_s_length_is_its_own() -> None:
-    _, _, promised, out = asyncio.run(outgoing([b"ab", b"c"], content_type="text/csv", content_length="3"))
+    pieces = [b"x" * 4095, b"ab", b"c"]
+    file, _, promised, out = asyncio.run(outgoing(pieces, content_type="text/csv", content_length="4098"))
     assert promised == len(out)
+    assert file.head == b"x" * 4095 + b"a"
 
 
 @pytest.mark.parametrize(
     ("content_type", "pieces"),
-    [("text/csv", [b"ab", b"c"]), (FORM_TYPE, list(cut(form(part(b"abc")), [HEAD_BYTES + 1])))],
+    [
+        ("text/csv", [b"x" * 4096, b"c"]),
+        (FORM_TYPE, list(cut(form(part(b"x" * 4097)), [HEAD_BYTES + 4096]))),
+    ],
     ids=["bare", "form"],
 )
 def test_no_length_is_promised_where_none_is_known(content_type: str, pieces: list[bytes]) -> None:
     _, sent, promised, _ = asyncio.run(outgoing(pieces, content_type=content_type))
-    assert (promised, sent.file_bytes) == (None, 3)
+    assert (promised, sent.file_bytes) == (None, 4097)
 
 
 def test_a_small_form_without_a_length_has_a_known_one_once_it_was_read() -> None:
@@ -251,15 +260,15 @@ def test_a_small_form_without_a_length_has_a_known_one_once_it_was_read() -> Non
 @pytest.mark.parametrize(
     ("headers", "pieces", "refusal"),
     [
-        ({"content_type": FORM_TYPE}, [form(part(b"x" * 1001))], TooLarge),
-        ({"content_type": FORM_TYPE}, cut(form(part(b"x" * 1001)), [200]), TooLarge),
-        ({"content_type": FORM_TYPE, "content_length": "70000"}, [], TooLarge),
-        ({"content_type": "text/csv", "content_length": "1001"}, [b"x"], TooLarge),
+        ({"content_type": FORM_TYPE}, [form(part(b"x" * (LIMIT + 1)))], TooLarge),
+        ({"content_type": FORM_TYPE}, cut(form(part(b"x" * (LIMIT + 1))), [4500]), TooLarge),
+        ({"content_type": FORM_TYPE, "content_length": "71000"}, [], TooLarge),
+        ({"content_type": "text/csv", "content_length": "5001"}, [], TooLarge),
         ({"content_type": FORM_TYPE}, [form(part(b""))], EmptyFile),
         ({"content_type": FORM_TYPE}, [part(b"x")], MalformedMultipart),
         (
-            {"content_type": FORM_TYPE, "content_length": "150"},
-            cut(form(part(b"x" * 200)), [100]),
+            {"content_type": FORM_TYPE, "content_length": "4500"},
+            cut(form(part(b"x" * 4900)), [4400]),
             MalformedMultipart,
         ),
         ({"content_type": FORM_TYPE, "content_length": "66500"}, [form(part(b"x"))], MalformedMultipart),

@@ -21,11 +21,11 @@ CSV = b"a,b\n1,2\n"
 TOKEN_PATH = "/api/permission/oauth2/token"
 
 
-def upload(broker: Broker, credential: str, **headers: str) -> httpx.Response:
+def upload(broker: Broker, credential: str, name: str = "a.csv", **headers: str) -> httpx.Response:
     return httpx.post(
         f"{broker.url}/proxy/upload",
         headers={"Authorization": f"Bearer {credential}", **headers},
-        files={"file": ("a.csv", CSV, "text/csv")},
+        files={"file": (name, CSV, "text/csv")},
         timeout=30,
     )
 
@@ -52,6 +52,7 @@ def test_a_full_house_does_not_spend_the_token(folder: Path, sandbox: SandboxCon
             full = upload(broker, token)
             assert code(full) == (503, "no_free_slot")
             assert full.headers["retry-after"] == str(full.json()["retry_after_seconds"])
+            assert code(upload(broker, token, "a.png")) == (415, "file_content_mismatch")
         sandbox.wait_for(lambda: upload(broker, token).status_code == 200)
 
 
@@ -150,7 +151,7 @@ def begun_upload(broker: Broker) -> Iterator[None]:
     host, port = broker.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 10) as connection:
         head = f"POST /proxy/upload HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {broker.secret_key}\r\n"
-        head += "Content-Type: text/csv\r\nContent-Length: 1000000\r\n\r\na,b\n"
+        head += "Content-Type: text/csv\r\nContent-Length: 1000000\r\n\r\n" + "a,b\n" * 1024
         connection.sendall(head.encode())
         time.sleep(0.3)
         yield

@@ -254,15 +254,29 @@ def test_a_receipt_proves_what_was_stored(broker: Broker, sandbox: SandboxContro
 
 def test_an_announced_digest_is_held_against_the_bytes(broker: Broker, sandbox: SandboxControl) -> None:
     """A mismatch is found before the form's end is sent, so that Coze has no file."""
-    token = broker.mint(size=len(PNG), route="proxy", sha256="0" * 64)
-    response = httpx.post(
-        token["upload_url"],
-        headers={"Authorization": f"Bearer {token['access_token']}"},
-        files={"file": ("a.png", PNG, "image/png")},
-    )
+    large = PNG + b"\0" * 200_000
+    token = broker.mint(size=len(large), route="proxy", sha256="0" * 64)["access_token"]
+    headers = broker.auth(token)
+    response = httpx.post(f"{broker.url}/proxy/upload", headers=headers, files={"file": ("a.png", large)})
     assert code(response, 422) == "digest_mismatch"
     sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="aborted"))
     assert not sandbox.events(kind="upload", outcome="stored")
+
+
+def test_of_a_small_file_a_wrong_digest_or_size_is_found_before_the_token_is_spent(
+    broker: Broker, sandbox: SandboxControl
+) -> None:
+    digest = hashlib.sha256(PNG).hexdigest()
+    token = broker.mint(size=len(PNG), route="proxy", sha256=digest)["access_token"]
+
+    def send(content: bytes) -> httpx.Response:
+        files = {"file": ("a.png", content)}
+        return httpx.post(f"{broker.url}/proxy/upload", headers=broker.auth(token), files=files)
+
+    assert code(send(PNG[:-1] + b"x"), 422) == "digest_mismatch"
+    assert code(send(PNG + b"x"), 413) == "too_large"
+    assert sandbox.events(kind="upload") == []
+    assert send(PNG).status_code == 200
 
 
 def test_the_servers_token_is_fetched_once_and_kept(

@@ -40,6 +40,7 @@ from broker.transfer.outgoing import BeforeEnd, OutgoingBody
 from broker.transfer.pace import Pace, Patience
 from broker.transfer.policy import too_large
 from broker.transfer.scanned import Scan
+from broker.transfer.sniffing import FileTypes
 from broker.upstream.coze import StoredFile
 
 CLAIM_MARGIN_SECONDS = 60
@@ -103,7 +104,9 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
                 request.headers, stream(request), max_bytes=grant.max_bytes, forms_only=grant.forms_only
             )
             _check_type(file, grant)
+            _check_content(file, grant, broker.policy.file_types)
             await file.keep(KEPT_BYTES)
+            _check_kept(file, grant, sha256)
             sensitive = is_sensitive(request, file, grant.token)
             journey = _Journey(broker, grant, pace, file, sha256, sensitive)
             return await (_store(journey) if key is None else _store_once(journey, key))
@@ -223,6 +226,25 @@ def _check_type(file: IncomingFile, grant: Grant) -> None:
         raise TypeNotGranted(
             f"The token was issued for {', '.join(granted)}. Send that, or get another token."
         )
+
+
+def _check_content(file: IncomingFile, grant: Grant, file_types: FileTypes) -> None:
+    """Name, type and content must agree. A name that the content tells must be granted like the sender's."""
+    name, content_type = file_types.settle(file.file_name, file.content_type, file.head)
+    if (name, content_type) == (file.file_name, file.content_type):
+        return
+    file.file_name, file.content_type = name, content_type
+    _check_type(file, grant)
+
+
+def _check_kept(file: IncomingFile, grant: Grant, sha256: str | None) -> None:
+    """Of a file that is all here, what is else found out on the way is found out before anything is spent."""
+    if not file.kept:
+        return
+    if sum(map(len, file.kept)) > grant.max_bytes:
+        raise too_large(grant.max_bytes)
+    if sha256 is not None and hashlib.sha256(b"".join(file.kept)).hexdigest() != sha256:
+        raise DigestMismatch
 
 
 async def _spend(broker: Services, grant: Grant) -> None:

@@ -84,6 +84,8 @@ async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str 
 def _marked(broker: Services, asked: TokenRequest) -> TokenRequest:
     """The request, sensitive also where the policy says so. Raises a refusal for a name that can't be one."""
     name = None if asked.file_name is None else filenames.clean(asked.file_name)
+    if name is not None:
+        broker.policy.file_types.check_name(name)
     sensitive = asked.sensitive or broker.policy.sensitivity.marks(name, asked.content_type)
     events.current().sensitive = sensitive
     return asked.model_copy(update={"sensitive": sensitive})

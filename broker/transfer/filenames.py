@@ -52,6 +52,17 @@ def clean(name: str) -> str:
     return base
 
 
+def extension_of(name: str) -> str:
+    """What stands after a name's last dot, in lower case; empty where nothing stands before that dot."""
+    stem, _, extension = name.rpartition(".")
+    return extension.lower() if stem else ""
+
+
+def with_extension(name: str, extension: str) -> str:
+    """The name with another extension in the place of its own, cut to 255 bytes again."""
+    return _cut(f"{name.rpartition('.')[0] or name}.{extension}")
+
+
 def content_type_of(name: str) -> str:
     """The content type that a name's extension stands for."""
     extension = name[name.rfind(".") :].lower() if "." in name else ""

@@ -11,6 +11,7 @@ from broker.errors import BadFileName, EmptyFile, MalformedRequest, UnsupportedM
 from broker.transfer import filenames
 from broker.transfer.multipart import MAX_OTHER_BYTES, FormReader, boundary_of, media_type, options
 from broker.transfer.policy import too_large
+from broker.transfer.sniffing import HEAD_BYTES, declared_type
 
 FORM = "multipart/form-data"
 NOT_A_FILE = ("application/x-www-form-urlencoded", "multipart/mixed", "multipart/related")
@@ -21,6 +22,7 @@ class IncomingFile:
 
     ``room_bytes`` is what the file needs upstream, known when the request's length is: the file's
     size, and for a form whatever stands after it that will be filled up. ``None`` when unknown.
+    ``head`` is what it begins with: its first 4,096 bytes, or the whole of it.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class IncomingFile:
         self.content_type = ""
         self.room_bytes = content_length
         self._body_bytes = content_length
+        self.head = b""
         self._body = body
         self._reader = reader
         self._ready: deque[bytes] = deque()
@@ -48,11 +51,11 @@ class IncomingFile:
             await self._read()
 
     async def read_ahead(self) -> None:
-        """Read until the file's first byte is there, and its name with it.
+        """Read until the file's head is there, and its name with it.
 
         Raises a refusal of the 400 family; :class:`EmptyFile` when there is no first byte.
         """
-        while not self._ready and not self._whole:
+        while len(self.head) < HEAD_BYTES and not self._whole:
             await self._read()
         self._check_end()
         if not self._ready:
@@ -111,6 +114,9 @@ class IncomingFile:
             self._take([], ended=True)
 
     def _take(self, pieces: list[bytes], *, ended: bool) -> None:
+        for piece in pieces:
+            if len(self.head) < HEAD_BYTES:
+                self.head += piece[: HEAD_BYTES - len(self.head)]
         self._ready.extend(pieces)
         self._whole = ended
 
@@ -118,7 +124,7 @@ class IncomingFile:
 async def open_file(
     headers: Headers, body: AsyncIterator[bytes], *, max_bytes: int, forms_only: bool = False
 ) -> IncomingFile:
-    """The file of a request, read as far as its first byte.
+    """The file of a request, read as far as its head.
 
     With ``forms_only`` a bare file is refused. ``max_bytes`` is held against the request's own length
     here; real bytes are counted elsewhere.
@@ -128,11 +134,11 @@ async def open_file(
     content_type = headers.get("content-type", "")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("Send the file as it is, without a Content-Encoding.")
-    if length is not None and length > max_bytes + MAX_OTHER_BYTES:
-        raise too_large(max_bytes)
     is_form = media_type(content_type) == FORM
     if forms_only and not is_form:
         raise UnsupportedMediaType(f"Send {FORM} with a part named 'file'.")
+    if length is not None and length > max_bytes + (MAX_OTHER_BYTES if is_form else 0):
+        raise too_large(max_bytes)
     file = await (_from_form if is_form else _bare)(headers, body, length)
     if file.least_bytes is not None and file.least_bytes > max_bytes:
         raise too_large(max_bytes)
@@ -150,7 +156,7 @@ async def _from_form(headers: Headers, body: AsyncIterator[bytes], length: int |
 
 async def _bare(headers: Headers, body: AsyncIterator[bytes], length: int | None) -> IncomingFile:
     file = IncomingFile(body, None, length)
-    file.content_type = media_type(headers.get("content-type", ""))
+    file.content_type = declared_type(headers.get("content-type", ""))
     if file.content_type in NOT_A_FILE:
         raise UnsupportedMediaType(
             "Send multipart/form-data with a part named 'file', or the bare file with its own Content-Type."

@@ -14,6 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from broker.errors import MalformedMultipart, MissingFile, SeveralFiles
 from broker.transfer import filenames
+from broker.transfer.sniffing import declared_type
 
 FILE_FIELD = "file"
 MAX_HEADERS = 8
@@ -156,7 +157,7 @@ class FormReader:
         if parameters[b"name"] != FILE_FIELD.encode():
             raise MissingFile(f"The file stands in another part. Name its part '{FILE_FIELD}'.")
         self._part.is_file = True
-        content_type = media_type(self._part.headers.get("content-type", ""))
+        content_type = declared_type(self._part.headers.get("content-type", ""), MalformedMultipart)
         self.file = FilePart(filenames.from_parameters(parameters) or "", content_type)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from broker.errors import EmptyFile, NotScannable, TooLarge, TtlTooLong
 from broker.transfer.sensitivity import Sensitivity
+from broker.transfer.sniffing import FileTypes
 
 Route = Literal["direct", "proxy"]
 RouteWish = Literal["auto", "direct", "proxy"]
@@ -24,6 +25,7 @@ class Policy:
     default_ttl_seconds: int
     max_ttl_seconds: int
     has_browser_app: bool
+    file_types: FileTypes = field(default_factory=FileTypes)
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
     scan_max_bytes: int | None = None
     """The largest file that the scanner takes; ``None`` where nothing is scanned."""

@@ -92,6 +92,7 @@ def naive(sink_port: int) -> Iterator[Server]:
 @contextmanager
 def broker(folder: Path, sink_port: int, **settings: str) -> Iterator[Server]:
     """The broker as it is installed, in front of the sink; with an API key for everything."""
+    settings = {"BROKER_FILE_TYPES": "*", **settings}
     with running_broker(folder, _coze(sink_port), **settings) as running:
         port = int(running.url.rpartition(":")[2])
         target = Target("127.0.0.1", port, "/proxy/upload", running.secret_key)
