@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -23,6 +24,9 @@ MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 100
 LINGER_BYTES = 4 * 1024 * 1024
 LINGER_SECONDS = 2.0
+LOOK_SECONDS = 0.5
+_GONE = (7, 8)
+"""TCP_CLOSE and TCP_CLOSE_WAIT, the states that a reset and an end by the client lead to (tcp_states.h)."""
 
 
 class Connection(HttpToolsProtocol):
@@ -55,6 +59,7 @@ class Connection(HttpToolsProtocol):
         """Of what came behind a request that is still to be answered; that goes first."""
         self._head_alarm: asyncio.TimerHandle | None = None
         self._write_alarm: asyncio.TimerHandle | None = None
+        self._look_alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -65,6 +70,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head_alarm()
         self._end_write_alarm()
+        self._end_look_alarm()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -158,6 +164,7 @@ class Connection(HttpToolsProtocol):
         cycle.body = _joined(cycle.body, body)  # type: ignore[assignment] # is only measured, and made bytes
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
+            self._watch()
         cycle.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
@@ -230,6 +237,28 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
+    def _watch(self) -> None:
+        """Look now and then whether the client is still there; while nothing is read, nobody tells."""
+        if self._look_alarm is None:
+            self._look_alarm = self.loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._look_alarm = None
+        if not self.flow.read_paused or self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if _has_left(self.transport):
+            self._leave_request()
+            left = self.cycle.scope["state"].get("client_left")
+            if left is not None:
+                left()
+        else:
+            self._watch()
+
+    def _end_look_alarm(self) -> None:
+        if self._look_alarm is not None:
+            self._look_alarm.cancel()
+            self._look_alarm = None
+
     def _linger(self, size: int) -> None:
         self._lingered = (self._lingered or 0) + size
         if self._lingered > LINGER_BYTES:
@@ -257,6 +286,17 @@ class Connection(HttpToolsProtocol):
             "Access-Control-Expose-Headers": exposed,
             "Vary": "Origin",
         }
+
+
+def _has_left(transport: asyncio.Transport) -> bool:
+    """Whether the client ended the connection, though what it sent before was not read; on Linux alone."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except OSError:
+        return False
+    return info[0] in _GONE
 
 
 def _joined(held: bytes | bytearray, more: bytes) -> bytes | bytearray:

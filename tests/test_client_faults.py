@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +18,7 @@ import pytest
 
 from broker.errors import ClientLeft, ClientTooSlow
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
-from tests.support.raw_http import FORM_TYPE, Connection, head, part
+from tests.support.raw_http import FORM_TYPE, Connection, ScriptedUpstream, head, part
 from tests.support.refusals import PROXY, SHAPES, assert_no_secret, assert_refused, whole_lines
 from tests.support.sandbox_control import SandboxControl
 
@@ -158,3 +160,50 @@ def test_others_do_not_notice(broker: Broker, sandbox: SandboxControl) -> None:
     assert stored["file_bytes"] == 20_000_000
     sandbox.wait_for(lambda: sandbox.events(outcome="open") == [])
     assert len(sandbox.events(outcome="stored")) == 1
+
+
+# --- leaving while Coze stalls ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stalled_broker(folder: Path) -> Iterator[Broker]:
+    """A broker in front of a Coze that takes connections and reads nothing."""
+    upstream = ScriptedUpstream(lambda _: None)
+
+    def read_nothing(_: socket.socket) -> None:
+        upstream.released.wait(30)
+
+    upstream.does(read_nothing)
+    settings = {"COZE_API_BASE": upstream.url, "COZE_API_TOKEN": "pat_of_the_tests"}
+    with running_broker(folder, settings) as broker:
+        yield broker
+    upstream.released.set()
+    upstream.close()
+
+
+def send_until_nobody_takes_more(connection: Connection, most_bytes: int = 1 << 30) -> int:
+    """How much went out before everything between the caller and Coze was full."""
+    connection.socket.settimeout(0.5)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < most_bytes:
+            sent += connection.socket.send(b"x" * min(65536, most_bytes - sent))
+    return sent
+
+
+@pytest.mark.parametrize("leave", [close, half_close, Connection.reset], ids=["FIN", "half-close", "RST"])
+def test_a_client_that_leaves_while_coze_stalls_is_noticed(stalled_broker: Broker, leave: Leaving) -> None:
+    """Nothing is read from it then, so nothing tells of its leaving: the broker looks."""
+    begin = ("/proxy/upload", {"Content-Length": "500000000"}, part(b"")[:-2])
+    full = begin_upload(stalled_broker, *begin)
+    taken = send_until_nobody_takes_more(full)
+    connection = begin_upload(stalled_broker, *begin)
+    # An end that waits behind bytes for which there is no room can't be seen by anybody; a reset can.
+    send_until_nobody_takes_more(connection, 1 << 30 if leave is Connection.reset else taken // 2)
+    before = time.monotonic()
+    leave(connection)
+    record = stalled_broker.last_record("/proxy/upload", seconds=10, code=ClientLeft.code)
+    assert (record["status"], record["sent"]) == (ClientLeft.status, "part")
+    assert time.monotonic() - before < 5, "the alarm of Coze's own limit rings after a minute"
+    full.reset()
+    connection.socket.close()

@@ -98,6 +98,7 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
     of_token = grant.token.sha256 if grant.token else None
     sha256 = announced_sha256(request.headers.get("repr-digest"), of_token)
     pace = Pace(_patience(broker), _seconds_to_finish(grant))
+    request.state.client_left = pace.client_left
     with broker.admission.admitted(grant.key_id):
         async with pace.kept():
             file = await open_file(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from broker.errors import (
+    ClientLeft,
     ClientTooSlow,
     FinishDeadline,
     NoFreeSlot,
@@ -71,6 +72,7 @@ class Pace:
         self._timeout: asyncio.Timeout | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
+        self._has_left = False
         self._since = 0.0
         self._window_seconds = 0.0
         self._window_bytes = 0
@@ -127,6 +129,12 @@ class Pace:
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(None)
 
+    def client_left(self) -> None:
+        """The client is gone, whoever is waited for: end the block with :class:`ClientLeft`."""
+        self._has_left = True
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(self._loop.time())
+
     def received(self, size: int) -> None:
         """So many bytes came from the client, which was waited for; the time that others take doesn't count.
 
@@ -143,6 +151,8 @@ class Pace:
         self._window_seconds, self._window_bytes = 0.0, 0
 
     def _refusal(self) -> Refusal:
+        if self._has_left:
+            return ClientLeft(log=f"while {self._waiting_for} was waited for")
         if self._finish_at <= self._side_deadline() and self._waiting_for != "answer":
             return FinishDeadline()
         side = self._waiting_for
