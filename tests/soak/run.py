@@ -104,9 +104,7 @@ class _Load:
                     async with self._gate:
                         pass  # there is a place for the next
         finally:
-            for task in (faults, collecting):
-                task.cancel()
-            await asyncio.gather(faults, collecting, return_exceptions=True)
+            await _ended(faults, collecting)
         await weather.cleared(self._sandbox.url)
 
     async def stored(self) -> list[dict[str, Any]]:
@@ -128,3 +126,12 @@ class _Load:
     async def _collect(self) -> None:
         for event in await asyncio.to_thread(self._sandbox.events, kind="upload"):
             self._seen[event["logid"]] = event
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    """Cancel what runs beside the uploads. Raises what one of them failed with before."""
+    for task in tasks:
+        task.cancel()
+    for error in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(error, Exception):
+            raise error
