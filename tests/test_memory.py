@@ -15,6 +15,7 @@ import pytest
 
 from broker.uploader import BrokerClient
 from tests.support.broker_process import Broker
+from tests.support.raw_http import FORM_TYPE, Connection, form, head, part
 from tests.support.sandbox_control import SandboxControl
 
 MIB = 1024 * 1024
@@ -93,6 +94,19 @@ def test_memory_stays_flat_over_a_file_of_300_mb(broker: Broker, sandbox: Sandbo
     figure = f"idle {idle / MIB:.1f} MiB, peak {peak / MIB:.1f} MiB in {samples} samples"
     assert peak - idle <= MAX_GROWTH_BYTES, figure
     print(figure)
+
+
+def test_what_a_form_promises_after_its_end_costs_no_memory(broker: Broker, sandbox: SandboxControl) -> None:
+    """The rest of a promised length is filled up for Coze, but not when it is half a gigabyte."""
+    headers = broker.auth() | {"Content-Type": FORM_TYPE, "Content-Length": "500000000"}
+    with peak_of(broker.process.pid) as seen, Connection(broker.url) as connection:
+        connection.send(head("/proxy/upload", [*headers.items()]) + part(b"a,b")[:-2])
+        sandbox.wait_for(lambda: any(event["body_bytes"] > 0 for event in sandbox.events(kind="upload")))
+        connection.send(b"\r\n" + form())
+        answer = connection.answer()
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_multipart")
+    idle, peak, _ = seen
+    assert peak - idle <= MAX_GROWTH_BYTES
 
 
 def send(broker: Broker, size: int, kind: str) -> str:

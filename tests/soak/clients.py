@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tests.soak.bodies import Leaves, body, head
+from tests.soak.bodies import MORE_BYTES, Leaves, body, head
 from tests.soak.plan import Upload
 from tests.support.broker_process import Broker
 
@@ -74,7 +74,8 @@ class Clients:
         return result
 
     async def _mint(self, upload: Upload) -> Answer | None:
-        asked: dict[str, Any] = {"size": max(upload.size, 1), "route": "proxy", "subject": upload.name}
+        size = max(upload.size, 1) + (MORE_BYTES if upload.manner == "promises more" else 0)
+        asked: dict[str, Any] = {"size": size, "route": "proxy", "subject": upload.name}
         if upload.manner == "outgrows its token":
             asked["size"] = upload.size - 1
         if upload.manner == "announces another":
@@ -117,6 +118,7 @@ async def _said(upload: Upload, credential: str, writer: asyncio.StreamWriter) -
         async for piece in body(upload):
             writer.write(piece)
             await writer.drain()
+            await asyncio.sleep(0)  # a refusal must be read while the file is sent, not after it
     except Leaves as leaving:
         await _leave(writer, leaving.how)
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ STARTS_PER_SECOND = 40
 COLLECT_SECONDS = 10.0
 SOUND_UPLOADS = 96
 """Before the rain and after it: all of these must be stored."""
+LONG_SECONDS = 60
 SETTINGS = {
     "BROKER_CLIENT_IDLE_SECONDS": "5",
     "BROKER_READ_TIMEOUT_SECONDS": "4",
@@ -36,11 +37,17 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Soak:
-    """One run's measures."""
+    """One run's measures. The first part of a long one belongs to the warm-up: each kind of fault brings
+    code and buffers with it that stay.
+    """
 
     seconds: float
     seed: int
     folder: Path
+
+    @property
+    def warm_up_seconds(self) -> float:
+        return self.seconds / 4 if self.seconds >= LONG_SECONDS else 0.0
 
 
 def run(soak: Soak) -> Books:
@@ -56,10 +63,11 @@ async def _run(
     soak: Soak, broker: Broker, sandbox: SandboxControl, sandbox_process: contextlib.ExitStack
 ) -> Books:
     pid, port = broker.process.pid, int(broker.url.rpartition(":")[2])
-    load = _Load(Clients(broker), sandbox)
+    load, some = _Load(Clients(broker), sandbox), uploads(soak.seed)
     await load.all_of(sound_uploads(soak.seed, FIRST_OUT_OF_RAIN, SOUND_UPLOADS))
+    await load.in_the_rain(some, soak.warm_up_seconds, soak.seed)
     before = await settled(pid, port)
-    await load.in_the_rain(soak)
+    await load.in_the_rain(some, soak.seconds - soak.warm_up_seconds, soak.seed + 1)
     await load.all_of(sound_uploads(soak.seed + 1, FIRST_OUT_OF_RAIN + SOUND_UPLOADS, SOUND_UPLOADS))
     await settled(pid, port)
     stored = await load.stored()
@@ -83,24 +91,20 @@ class _Load:
         """Each of these; all of them are sound, and no fault is ordered."""
         await asyncio.gather(*(self._upload(each) for each in some))
 
-    async def in_the_rain(self, soak: Soak) -> None:
+    async def in_the_rain(self, some: Iterator[Upload], seconds: float, seed: int) -> None:
         """Uploads of all manners under faults, until the time is up and all of them have ended."""
-        faults = asyncio.create_task(weather.changing(self._sandbox.url, soak.seed))
+        faults = asyncio.create_task(weather.changing(self._sandbox.url, seed))
         collecting = asyncio.create_task(self._collecting())
+        ends_at = time.monotonic() + seconds
         try:
             async with asyncio.TaskGroup() as group:
-                ends_at = time.monotonic() + soak.seconds
-                for upload in uploads(soak.seed):
+                while time.monotonic() < ends_at:
+                    group.create_task(self._upload(next(some)))
                     await asyncio.sleep(1 / STARTS_PER_SECOND)
                     async with self._gate:
-                        pass  # there is a place for it
-                    if time.monotonic() > ends_at:
-                        break
-                    group.create_task(self._upload(upload))
+                        pass  # there is a place for the next
         finally:
-            for task in (faults, collecting):
-                task.cancel()
-            await asyncio.gather(faults, collecting, return_exceptions=True)
+            await _ended(faults, collecting)
         await weather.cleared(self._sandbox.url)
 
     async def stored(self) -> list[dict[str, Any]]:
@@ -122,3 +126,12 @@ class _Load:
     async def _collect(self) -> None:
         for event in await asyncio.to_thread(self._sandbox.events, kind="upload"):
             self._seen[event["logid"]] = event
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    """Cancel what runs beside the uploads. Raises what one of them failed with before."""
+    for task in tasks:
+        task.cancel()
+    for error in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(error, Exception):
+            raise error
