@@ -231,8 +231,7 @@ class Settings(BaseSettings):
     broker_client_idle_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="How long a caller may send nothing in the middle of an upload, or take nothing of an "
-        "answer.",
+        description="How long a caller may send nothing of an upload, or take nothing of an answer.",
     )
     broker_min_bytes_per_second: int = Field(
         default=1000,

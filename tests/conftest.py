@@ -9,8 +9,10 @@ import httpx
 import pytest
 
 from broker.sandbox.launch import in_subprocess
+from tests.support import fault_table
 from tests.support.broker_process import Broker, running_broker
 from tests.support.databases import database, postgresql, url  # noqa: F401 - fixtures
+from tests.support.left_behind import nothing_left_behind
 from tests.support.sandbox_control import SandboxControl
 
 
@@ -53,3 +55,13 @@ def client(broker: Broker) -> Iterator[httpx.Client]:
 def folder(tmp_path: Path) -> Path:
     """A folder of this test's own."""
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test that shows a fault, no broker holds more than before."""
+    if not fault_table.is_named(request.node.nodeid):
+        yield
+        return
+    with nothing_left_behind():
+        yield

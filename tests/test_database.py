@@ -108,7 +108,7 @@ async def is_taken(keys: ApiKeys, secret: str) -> bool:
 
 async def test_a_claim_is_forgotten_when_its_time_is_over(database: Database) -> None:
     now = [1000.0]
-    claims = DatabaseClaims(database, lambda: now[0])
+    claims = DatabaseClaims(database, lambda: now[0], lambda: now[0])
     assert await claims.claim("a", ttl_seconds=100)
     now[0] = 1100
     assert not await claims.claim("a", ttl_seconds=100)
@@ -318,7 +318,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def records(database: Database, clock: Clock) -> IdempotencyRecords:
-    return IdempotencyRecords(database, ttl_seconds=100, wait_seconds=0.3, now=clock)
+    return IdempotencyRecords(database, ttl_seconds=100, wait_seconds=0.3, now=clock, ticks=clock)
 
 
 async def begun(records: IdempotencyRecords, name: str = "name", fingerprint: str = "file") -> Begun:

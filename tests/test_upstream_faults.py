@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import email.utils
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.errors import (
     EmptyFile,
@@ -444,6 +452,71 @@ def test_tls_that_never_comes(tmp_path_factory: pytest.TempPathFactory, upstream
         assert_answered(broker, upload(broker), UpstreamTimeout)
         upstream.does(lambda connection: connection.sendall(answer(stored())))
         assert_answered(broker, upload(broker), UpstreamUnreachable)
+
+
+def test_a_certificate_that_is_not_trusted(
+    tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream
+) -> None:
+    """Nobody vouches for it, and it ended long ago: not a byte is sent, and no setting would change that."""
+    folder = tmp_path_factory.mktemp("certificate")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(write_certificate(folder))
+    received: list[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as encrypted:
+            received.append(encrypted.recv(65536))
+
+    upstream.does(script)
+    settings = {"COZE_API_BASE": upstream.url.replace("http:", "https:"), "COZE_API_TOKEN": COZE_TOKEN}
+    with running_broker(folder, settings) as broker:
+        response = upload(broker)
+        assert_answered(broker, response, UpstreamUnreachable)
+        record = record_of(broker, response.headers["x-request-id"])
+        assert "certificate" in record["log"].lower()
+        assert "sent" not in record
+    assert received == []
+
+
+def write_certificate(folder: Path) -> Path:
+    """A key and a certificate for 127.0.0.1 that it signed itself and that is over."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    began = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, began, began + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    kind, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    file = folder / "certificate.pem"
+    file.write_bytes(
+        key.private_bytes(kind, form, serialization.NoEncryption()) + certificate.public_bytes(kind)
+    )
+    return file
+
+
+def test_a_name_that_nobody_knows(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """RFC 6761 §6.4 sees to it that there is no such name."""
+    settings = {"COZE_API_BASE": "https://coze.invalid", "COZE_API_TOKEN": COZE_TOKEN}
+    with running_broker(tmp_path_factory.mktemp("name"), settings) as broker:
+        response = upload(broker)
+        assert_refused(broker, response, UpstreamUnreachable)
+        assert "coze.invalid" not in response.text
+
+
+def test_a_credential_that_coze_no_longer_takes_is_replaced_once(
+    broker: Broker, sandbox: SandboxControl
+) -> None:
+    """Revoked before its time: the upload that finds out fails, those that come then share a new one."""
+    assert upload(broker).status_code == 200
+    before = len(sandbox.events(kind="token"))
+    sandbox.fail(path=DROP_IN, status=401, code=700012006, times=1)
+    assert_answered(broker, upload(broker), UpstreamCredentialRefused)
+    with ThreadPoolExecutor(10) as threads:
+        answers = list(threads.map(lambda _: upload(broker).status_code, range(10)))
+    assert answers == [200] * 10
+    assert len(sandbox.events(kind="token")) == before + 1
 
 
 @pytest.mark.parametrize("path", SHAPES)

@@ -15,8 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.state.database import Database, claims
-
-SWEEP_EVERY_SECONDS = 60
+from broker.state.sweeping import Sweeping
 
 
 class Claims(Protocol):
@@ -29,24 +28,28 @@ class Claims(Protocol):
 class DatabaseClaims:
     """Claims as rows: they outlive a restart, and every process on the same database sees them."""
 
-    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        now: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
         self._now = now
-        self._sweep_at = 0.0
+        self._sweeping = Sweeping(now, ticks)
 
     async def claim(self, name: str, *, ttl_seconds: int) -> bool:
         """Take ``name``; the primary key decides who was first."""
         now = int(self._now())
         try:
             async with self._database.transaction() as connection:
-                await self._sweep(connection, now)
+                await self._sweep(connection)
                 await connection.execute(sa.insert(claims).values(name=name, expires_at=now + ttl_seconds))
         except IntegrityError:
             return False
         return True
 
-    async def _sweep(self, connection: AsyncConnection, now: int) -> None:
-        if now < self._sweep_at:
-            return
-        self._sweep_at = now + SWEEP_EVERY_SECONDS
-        await connection.execute(sa.delete(claims).where(claims.c.expires_at < now))
+    async def _sweep(self, connection: AsyncConnection) -> None:
+        before = self._sweeping.due()
+        if before is not None:
+            await connection.execute(sa.delete(claims).where(claims.c.expires_at < before))

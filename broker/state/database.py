@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -65,6 +66,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.engine = _engine(self.url)
+        self._has_failed = False
         pool = self.engine.pool
         if isinstance(pool, sa.QueuePool):
             snapshot.count("database_connections_in_use", pool.checkedout)
@@ -86,12 +88,20 @@ class Database:
         except IntegrityError:
             raise  # an answer, not a fault: the row is there already
         except (DBAPIError, PoolTimeoutError, OSError) as error:
+            self._has_failed = True
             raise StoreUnavailable(log=f"{type(error).__name__}: {error}") from error
 
     async def ping(self) -> None:
-        """Raise :class:`StoreUnavailable` unless the database answers from its tables."""
+        """Raise :class:`StoreUnavailable` unless the database answers from its tables.
+
+        After a failure it must also take a write: a database on a full disk still answers.
+        """
         async with self.transaction() as connection:
             await connection.execute(sa.select(claims.c.name).limit(1))
+            if self._has_failed:
+                name = f"ping:{secrets.token_hex(16)}"
+                await connection.execute(sa.insert(claims).values(name=name, expires_at=0))
+        self._has_failed = False
 
     async def close(self) -> None:
         """Close every connection."""

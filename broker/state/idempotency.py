@@ -20,13 +20,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.errors import IdempotencyInProgress, IdempotencyKeyReused, StoreUnavailable
 from broker.state.database import Database
 from broker.state.database import idempotency as table
+from broker.state.sweeping import Sweeping
 
 State = Literal["running", "committing", "done", "unknown"]
 """``committing``: the last byte may be out, so it must not be done again."""
 
 LEASE_SECONDS = 30
 POLL_SECONDS = 0.2
-SWEEP_EVERY_SECONDS = 60
 RETRY_AFTER_SECONDS = 2
 
 
@@ -56,12 +56,13 @@ class IdempotencyRecords:
         ttl_seconds: int,
         wait_seconds: float = 10.0,
         now: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._ttl_seconds = ttl_seconds
         self._wait_seconds = wait_seconds
         self._now = now
-        self._sweep_at = 0.0
+        self._sweeping = Sweeping(now, ticks)
 
     async def begin(self, name: str, fingerprint: str) -> Begun | Earlier:
         """Take the row ``name`` for a request that looks like ``fingerprint``, or learn what became of it.
@@ -116,18 +117,17 @@ class IdempotencyRecords:
         return await self._take_over(begun, row)
 
     async def _insert(self, begun: Begun, fingerprint: str) -> bool:
-        now = self._now()
         row = {
             "name": begun.name,
             "owner": begun.owner,
             "fingerprint": fingerprint,
             "state": "running",
-            "lease_until": now + LEASE_SECONDS,
+            "lease_until": self._now() + LEASE_SECONDS,
             "expires_at": self._expiry(),
         }
         try:
             async with self._database.transaction() as connection:
-                await self._sweep(connection, now)
+                await self._sweep(connection)
                 await connection.execute(sa.insert(table).values(row))
         except IntegrityError:
             return False
@@ -158,8 +158,7 @@ class IdempotencyRecords:
     def _expiry(self) -> int:
         return int(self._now()) + self._ttl_seconds
 
-    async def _sweep(self, connection: AsyncConnection, now: float) -> None:
-        if now < self._sweep_at:
-            return
-        self._sweep_at = now + SWEEP_EVERY_SECONDS
-        await connection.execute(sa.delete(table).where(table.c.expires_at < int(now)))
+    async def _sweep(self, connection: AsyncConnection) -> None:
+        before = self._sweeping.due()
+        if before is not None:
+            await connection.execute(sa.delete(table).where(table.c.expires_at < before))

@@ -74,9 +74,9 @@ def at_rest(broker: Broker) -> Inside:
     return inside
 
 
-def assert_no_more(broker: Broker, before: Inside) -> None:
-    """It holds no more than before, at once or within ``SECONDS``."""
-    give_up = time.monotonic() + SECONDS
+def assert_no_more(broker: Broker, before: Inside, seconds: float = SECONDS) -> None:
+    """It holds no more than before, at once or within ``seconds``."""
+    give_up = time.monotonic() + seconds
     more = look_inside(broker).more_than(before)
     while more and time.monotonic() < give_up:
         time.sleep(0.02)

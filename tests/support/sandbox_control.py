@@ -46,7 +46,7 @@ class SandboxControl:
         while time.monotonic() < give_up:
             if result := condition():
                 return result
-            time.sleep(0.02)
+            time.sleep(0.005)
         raise AssertionError("waited in vain")
 
     def _get(self, what: str) -> list[dict[str, Any]]:
