@@ -246,13 +246,12 @@ class Connection(HttpToolsProtocol):
         self._look_alarm = None
         if not self.flow.read_paused or self.transport.is_closing() or self.cycle.response_complete:
             return
-        if _has_left(self.transport):
-            self._leave_request()
-            left = self.cycle.scope["state"].get("client_left")
-            if left is not None:
-                left()
-        else:
+        if not _has_left(self.transport):
             self._watch()
+            return
+        if client_left := self.cycle.scope["state"].get("client_left"):
+            client_left()
+        self.transport.abort()
 
     def _end_look_alarm(self) -> None:
         if self._look_alarm is not None:

@@ -40,6 +40,10 @@ def mint(broker: Broker, size: int = 1000) -> str:
     return str(broker.mint(size=size, route="proxy")["access_token"])
 
 
+LENGTH = 1_000_000
+"""Of an upload that is too large to be read whole before Coze hears of it."""
+
+
 def begin_upload(broker: Broker, credential: str) -> Connection:
     """An upload with a body that does not come to its end."""
     connection = Connection(broker.url)
@@ -47,9 +51,9 @@ def begin_upload(broker: Broker, credential: str) -> Connection:
         "Authorization": f"Bearer {credential}",
         "Content-Type": "text/csv",
         "Content-Disposition": 'attachment; filename="a.csv"',
-        "Content-Length": "1000",
+        "Content-Length": str(LENGTH),
     }
-    connection.send(head(PROXY, [*headers.items()]) + CSV)
+    connection.send(head(PROXY, [*headers.items()]) + CSV * 1024)
     return connection
 
 
@@ -237,7 +241,7 @@ def test_a_jump_of_the_clock_does_not_hurt_what_runs(
         sandbox.wait_for(lambda: [event["body_bytes"] > 0 for event in sandbox.events()] == [True, True])
         clock.set(jump_seconds)
         assert httpx.get(f"{broker_by_clock.url}/ready").status_code == 200
-        mine.send(b"x" * (1000 - len(CSV)))
+        mine.send(b"x" * (LENGTH - len(CSV * 1024)))
         answer = mine.answer()
     assert answer.status_code == 200, answer.text
     for record in (line for line in broker_by_clock.log_lines() if line.get("path") == PROXY):

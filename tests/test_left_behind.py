@@ -188,7 +188,7 @@ def sending_what_is_no_request(request: bytes) -> Doing:
 
 def trickle(scene: Scene) -> httpx.Response:
     """A byte now and then, until there is an answer."""
-    with scene.begin(part(b"x"), Content_Length="10000000") as connection:
+    with scene.begin(part(b"x" * SENT), Content_Length="10000000") as connection:
         answers: list[httpx.Response] = []
         reader = threading.Thread(target=lambda: answers.append(connection.answer()))
         reader.start()

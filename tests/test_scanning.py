@@ -285,7 +285,9 @@ def test_a_file_is_scanned_for_what_it_really_is(
     scanning_broker: Broker, sandbox: SandboxControl, clamd: Clamd, name: str, headers: dict[str, str]
 ) -> None:
     before = clamd.files_scanned
-    answer = upload(scanning_broker, EICAR, name=name, **headers)
+    answer = upload(
+        scanning_broker, b"%PDF-1.7\n" + EICAR if name == "a.pdf" else EICAR, name=name, **headers
+    )
     assert_refused(scanning_broker, answer, ContentRefused)
     assert clamd.files_scanned == before + 1
 

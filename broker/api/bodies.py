@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -25,8 +25,11 @@ MAX_JSON_BYTES = 16_384
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def stream(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises :class:`ClientLeft` when it ends before its time."""
+async def stream(request: Request, received: Callable[[int], None] | None = None) -> AsyncIterator[bytes]:
+    """The body as it comes; ``received`` is told the size of every piece.
+
+    Raises :class:`ClientLeft` when it ends before its time.
+    """
     more = True
     while more:
         message = await request.receive()
@@ -34,6 +37,8 @@ async def stream(request: Request) -> AsyncIterator[bytes]:
             raise ClientLeft
         more = message.get("more_body", False)
         if chunk := message.get("body"):
+            if received is not None:
+                received(len(chunk))
             yield chunk
 
 

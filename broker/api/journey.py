@@ -101,8 +101,9 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
     request.state.client_left = pace.client_left
     with broker.admission.admitted(grant.key_id):
         async with pace.kept():
+            body = stream(request, pace.received)
             file = await open_file(
-                request.headers, stream(request), max_bytes=grant.max_bytes, forms_only=grant.forms_only
+                request.headers, body, max_bytes=grant.max_bytes, forms_only=grant.forms_only
             )
             _check_type(file, grant)
             _check_content(file, grant, broker.policy.file_types)
@@ -204,12 +205,10 @@ async def _read(journey: _Journey) -> str:
     """The digest of a file that goes nowhere: Coze has it already, or may have."""
     digest, size = hashlib.sha256(), 0
     async for piece in journey.file:
-        journey.pace.received(len(piece))
         size += len(piece)
         if size > journey.grant.max_bytes:
             raise too_large(journey.grant.max_bytes)
         digest.update(piece)
-        journey.pace.wait_for("client")
     events.current().bytes_received = size
     if journey.sha256 not in (None, digest.hexdigest()):
         raise DigestMismatch

@@ -109,7 +109,6 @@ class OutgoingBody:
 
     def _meter(self, piece: bytes) -> None:
         self.file_bytes += len(piece)
-        self._pace.received(len(piece))
         self._event.bytes_received = self.file_bytes
         if self.file_bytes > self._max_bytes:
             raise too_large(self._max_bytes)

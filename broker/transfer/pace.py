@@ -136,14 +136,16 @@ class Pace:
             self._timeout.reschedule(self._loop.time())
 
     def received(self, size: int) -> None:
-        """So many bytes came from the client, which was waited for; the time that others take doesn't count.
+        """So many bytes came from the client. If it was waited for, it has as long again for the next ones;
+        the time that others take doesn't count.
 
         Raises :class:`ClientTooSlow` when they come too slowly, one by one so to say.
         """
         now = self._loop.time()
         self._window_bytes += size
-        self._window_seconds += now - self._since
-        self._since = now
+        if self._waiting_for == "client":
+            self._window_seconds += now - self._since
+            self._since = now
         if self._window_seconds < self._patience.client:
             return
         if self._window_bytes < self._patience.client_bytes_per_second * self._window_seconds:
