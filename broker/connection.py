@@ -15,6 +15,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from broker import reads
 from broker.api.rendering import rendered
 from broker.errors import ClientTooSlow, HeadTooLarge, MalformedRequest, Refusal, UnsupportedEncoding
 from broker.observe import events, logs
@@ -30,11 +31,17 @@ class Connection(HttpToolsProtocol):
 
     head_seconds: ClassVar[float] = 15.0
     allowed_origins: ClassVar[frozenset[str]] = frozenset()
+    buffer: ClassVar[memoryview] = memoryview(bytearray(reads.FULL_BYTES))
+    """Where reads go first; of a server, that is of one event loop."""
 
     @classmethod
     def bound_to(cls, *, head_seconds: float, allowed_origins: tuple[str, ...]) -> type[Connection]:
         """The class with a time limit for a request's head, and the origins that may read its refusals."""
-        fields = {"head_seconds": head_seconds, "allowed_origins": frozenset(allowed_origins)}
+        fields = {
+            "head_seconds": head_seconds,
+            "allowed_origins": frozenset(allowed_origins),
+            "buffer": memoryview(bytearray(reads.FULL_BYTES)),
+        }
         return type("BoundConnection", (cls,), fields)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -43,6 +50,8 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._body_left = 0
         """What is still to come of a body whose length was announced."""
+        self._pieces = 0
+        """How many pieces of the body came after the application had taken all that was there."""
         self._refusal: Refusal | None = None
         self._lingered: int | None = None
         """Bytes that were thrown away since the last answer; None while the connection is in use."""
@@ -50,7 +59,13 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.transport.set_protocol(reads.MeasuredReads(self, self.buffer))
         self._set_head_alarm()
+
+    @property
+    def read_bytes(self) -> int:
+        """The more, the longer the application takes the body as it comes."""
+        return reads.next_bytes(0 if self.cycle is None or self.cycle.body else self._pieces)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head_alarm()
@@ -98,7 +113,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._pieces = True, 0, 0
         self._set_head_alarm()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -126,8 +141,9 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         if cycle.response_complete:
             return
+        self._pieces += not cycle.body
         cycle.body = _joined(cycle.body, body)  # type: ignore[assignment] # is only measured, and made bytes
-        if len(cycle.body) > HIGH_WATER_LIMIT:
+        if self._pieces <= reads.STARTING_PIECES or len(cycle.body) >= HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()
 
