@@ -16,6 +16,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from broker import reads
 from broker.api.rendering import rendered
 from broker.errors import ClientTooSlow, HeadTooLarge, MalformedRequest, Refusal, UnsupportedEncoding
 from broker.observe import events, logs
@@ -35,6 +36,8 @@ class Connection(HttpToolsProtocol):
     head_seconds: ClassVar[float] = 15.0
     idle_seconds: ClassVar[float] = 30.0
     allowed_origins: ClassVar[frozenset[str]] = frozenset()
+    buffer: ClassVar[memoryview] = memoryview(bytearray(reads.FULL_BYTES))
+    """Where reads go first; of a server, that is of one event loop."""
 
     @classmethod
     def bound_to(
@@ -43,8 +46,13 @@ class Connection(HttpToolsProtocol):
         """The class with its limits, in seconds, for a request's head to come and for a piece of an answer
         to be taken, and with the origins that may read its refusals.
         """
-        fields = {"head_seconds": head_seconds, "idle_seconds": idle_seconds}
-        return type("BoundConnection", (cls,), {**fields, "allowed_origins": frozenset(allowed_origins)})
+        fields = {
+            "head_seconds": head_seconds,
+            "idle_seconds": idle_seconds,
+            "allowed_origins": frozenset(allowed_origins),
+            "buffer": memoryview(bytearray(reads.FULL_BYTES)),
+        }
+        return type("BoundConnection", (cls,), fields)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -52,6 +60,8 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._body_left = 0
         """What is still to come of a body whose length was announced."""
+        self._pieces = 0
+        """How many pieces of the body came after the application had taken all that was there."""
         self._refusal: Refusal | None = None
         self._lingered: int | None = None
         """Bytes that were thrown away since the last answer; None while the connection is in use."""
@@ -65,7 +75,13 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)  # type: ignore[arg-type]
         # So that ``pause_writing`` tells of every byte that the client does not take.
         self.transport.set_write_buffer_limits(high=0)
+        self.transport.set_protocol(reads.MeasuredReads(self, self.buffer))
         self._set_head_alarm()
+
+    @property
+    def read_bytes(self) -> int:
+        """The more, the longer the application takes the body as it comes."""
+        return reads.next_bytes(0 if self.cycle is None or self.cycle.body else self._pieces)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head_alarm()
@@ -133,7 +149,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._pieces = True, 0, 0
         self._set_head_alarm()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -161,8 +177,9 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         if cycle.response_complete:
             return
+        self._pieces += not cycle.body
         cycle.body = _joined(cycle.body, body)  # type: ignore[assignment] # is only measured, and made bytes
-        if len(cycle.body) > HIGH_WATER_LIMIT:
+        if self._pieces <= reads.STARTING_PIECES or len(cycle.body) >= HIGH_WATER_LIMIT:
             self.flow.pause_reading()
             self._watch()
         cycle.message_event.set()

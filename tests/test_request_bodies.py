@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,10 +64,22 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+class Watched(Connection):
+    """Notes how much was read at once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.sizes: list[int] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.sizes.append(len(data))
+        super().data_received(data)
+
+
 class Echoing:
     """A connection to the echo, whose reads are cut by hand: a socket would cut them as it likes."""
 
-    def __init__(self, connection: Connection, client: socket.socket) -> None:
+    def __init__(self, connection: Watched, client: socket.socket) -> None:
         self.connection = connection
         self._client = client
 
@@ -79,10 +91,14 @@ class Echoing:
             for _ in range(between):
                 await asyncio.sleep(0)
 
-    async def answered(self) -> bytes:
-        """All that was answered once nothing more comes."""
+    async def send(self, data: bytes) -> None:
+        """Through the socket, as a client does."""
+        await asyncio.get_running_loop().sock_sendall(self._client, data)
+
+    async def answered(self, requests: int = 0) -> bytes:
+        """All that was answered, once so many requests were and nothing more comes."""
         loop = asyncio.get_running_loop()
-        while self.connection.tasks:
+        while self.connection.tasks or self.connection.server_state.total_requests < requests:
             await asyncio.sleep(0)
         self.connection.transport.close()
         answer = b""
@@ -99,7 +115,7 @@ async def echoing() -> AsyncIterator[Echoing]:
     config = uvicorn.Config(echo, ws="none", log_config=None, access_log=False)
     state = ServerState()
     _, connection = await loop.create_connection(
-        lambda: Connection(config=config, server_state=state, app_state={}, _loop=loop), sock=ours
+        lambda: Watched(config=config, server_state=state, app_state={}, _loop=loop), sock=ours
     )
     try:
         yield Echoing(connection, theirs)
@@ -161,15 +177,56 @@ async def test_a_piece_is_passed_on_as_it_came() -> None:
 
 
 async def test_reading_stops_while_the_application_is_behind() -> None:
+    """After the first pieces at once; a file that is being passed on may be behind by a little."""
     async with echoing() as wire:
         await wire.read([head("/", [("Content-Length", "1000000")])])
+        for size in (1000, 1000):
+            await wire.read([bytes(size)])
+            assert is_paused(wire)
+            await settled(lambda: not is_paused(wire))
         await wire.read([bytes(60_000)])
-        was_paused = wire.connection.flow.read_paused
+        assert not is_paused(wire)
         await wire.read([bytes(60_000)])
-        assert (was_paused, wire.connection.flow.read_paused) == (False, True)
-        await wire.read([bytes(60_000)], between=10)
-        assert not wire.connection.flow.read_paused, "it caught up"
+        assert is_paused(wire)
+        await settled(lambda: not is_paused(wire))
         wire.connection.connection_lost(None)
+
+
+def is_paused(wire: Echoing) -> bool:
+    return wire.connection.flow.read_paused
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    """Lets the loop go round until the condition holds."""
+    for _ in range(100):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came true")
+
+
+async def test_reads_grow_while_the_application_keeps_up() -> None:
+    async with echoing() as wire:
+        connection = wire.connection
+        await wire.read([head("/", [("Content-Length", "1000000")])], between=10)
+        sizes = []
+        for _ in range(12):
+            sizes.append(connection.read_bytes)
+            await wire.read([b"x"])
+            assert connection.read_bytes == 16_384, "while it is behind"
+            await settled(lambda: not connection.cycle.body)
+        assert sizes == [16_384] * 2 + [131_072] * 8 + [524_288] * 2
+        connection.connection_lost(None)
+
+
+async def test_a_transport_reads_no_more_than_it_is_told() -> None:
+    """Through a real socket: what stands in it comes in the sizes that were asked for."""
+    request = head("/", [("Content-Length", "60000")]) + bytes(60_000)
+    async with echoing() as wire:
+        await wire.send(request)
+        assert bodies(await wire.answered(requests=1)) == [bytes(60_000)]
+    assert wire.connection.sizes[:2] == [16_384, 16_384]
+    assert sum(wire.connection.sizes) == len(request)
 
 
 async def test_a_client_that_awaits_the_go_ahead_gets_it() -> None:
