@@ -27,6 +27,10 @@ DATA = {"broker.db", "broker.db-shm", "broker.db-wal", "key-pepper", "signing-ke
 """All that may lie in the data folder."""
 
 
+LENGTH = 1_000_000
+"""Of an upload that is too large to be read whole before Coze hears of it."""
+
+
 def upload(broker: Broker, credential: str, content: bytes = CSV) -> httpx.Response:
     return httpx.post(
         broker.url + PROXY,
@@ -36,12 +40,8 @@ def upload(broker: Broker, credential: str, content: bytes = CSV) -> httpx.Respo
     )
 
 
-def mint(broker: Broker, size: int = 1000) -> str:
+def mint(broker: Broker, size: int = LENGTH) -> str:
     return str(broker.mint(size=size, route="proxy")["access_token"])
-
-
-LENGTH = 1_000_000
-"""Of an upload that is too large to be read whole before Coze hears of it."""
 
 
 def begin_upload(broker: Broker, credential: str) -> Connection:
