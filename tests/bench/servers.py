@@ -92,7 +92,6 @@ def naive(sink_port: int) -> Iterator[Server]:
 @contextmanager
 def broker(folder: Path, sink_port: int, **settings: str) -> Iterator[Server]:
     """The broker as it is installed, in front of the sink; with an API key for everything."""
-    settings = {"BROKER_FILE_TYPES": "*", **settings}
     with running_broker(folder, _coze(sink_port), **settings) as running:
         port = int(running.url.rpartition(":")[2])
         target = Target("127.0.0.1", port, "/proxy/upload", running.secret_key)
@@ -134,7 +133,12 @@ def _wait_until_ready(port: int) -> None:
 
 
 def _coze(sink_port: int) -> dict[str, str]:
-    return {"COZE_API_BASE": f"http://127.0.0.1:{sink_port}", "COZE_API_TOKEN": "pat_for_the_benchmark"}
+    """What is sent is no file of any type."""
+    return {
+        "COZE_API_BASE": f"http://127.0.0.1:{sink_port}",
+        "COZE_API_TOKEN": "pat_for_the_benchmark",
+        "BROKER_FILE_TYPES": "*",
+    }
 
 
 def free_port() -> int:
