@@ -1,91 +1,35 @@
-"""The journey of a file through the broker, whichever path it came by: read its head, get all that is
-needed to send it, spend its token, pull it through to Coze.
+"""The journey of a file through the broker, whichever path it came by: let it in, read its head, hold it
+against the policy, then deliver it, or say what became of it when it came before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay
-from tenacity.wait import wait_random_exponential
 
 from broker.api import idempotency
 from broker.api.bodies import stream
-from broker.api.sensitive import is_sensitive, scan_of
+from broker.api.delivery import Delivery, Grant, Upload, deliver
+from broker.api.sensitive import is_sensitive
 from broker.api.services import Services, services
-from broker.auth.upload_tokens import LEEWAY_SECONDS, UploadToken
-from broker.errors import (
-    DigestMismatch,
-    IdempotencyKeyReused,
-    TokenUsed,
-    TypeNotGranted,
-    UpstreamAborted,
-    UpstreamFailed,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from broker.errors import DigestMismatch, IdempotencyKeyReused, TypeNotGranted
 from broker.observe import events
 from broker.state.idempotency import Begun
-from broker.transfer import filenames
 from broker.transfer.digests import announced_sha256
 from broker.transfer.incoming import IncomingFile, open_file
-from broker.transfer.multipart import Envelope
-from broker.transfer.outgoing import BeforeEnd, OutgoingBody
 from broker.transfer.pace import Pace, Patience
 from broker.transfer.policy import too_large
-from broker.transfer.scanned import Scan
 from broker.transfer.sniffing import FileTypes
 from broker.upstream.coze import StoredFile
 
-CLAIM_MARGIN_SECONDS = 60
 STORE_SECONDS = 20.0
 """Longer than the store's own limits, and than the wait for the same request to be over."""
 KEPT_BYTES = 65_536
 """A file this small is read whole before Coze hears of it, and can be sent again."""
-MAX_ATTEMPTS = 3
-PASSING = (UpstreamUnreachable, UpstreamTimeout, UpstreamAborted, UpstreamFailed)
-"""After these Coze has no file, and may take it the next time."""
-
-
-@dataclass(frozen=True)
-class Grant:
-    """What this upload may do, whichever credential says so."""
-
-    key_id: str
-    max_bytes: int
-    subject: str | None = None
-    token: UploadToken | None = None
-    forms_only: bool = False
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file that Coze confirmed, and which request brought it, when (Unix seconds)."""
-
-    stored: StoredFile
-    file_name: str
-    sha256: str
-    request_id: str
-    stored_at: int
-
-
-@dataclass(frozen=True)
-class _Journey:
-    """What every step needs."""
-
-    broker: Services
-    grant: Grant
-    pace: Pace
-    file: IncomingFile
-    sha256: str | None
-    """The digest that was announced."""
-    is_sensitive: bool
 
 
 async def relay_file(request: Request, grant: Grant) -> Upload:
@@ -110,107 +54,38 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
             await file.keep(KEPT_BYTES)
             _check_kept(file, grant, sha256)
             sensitive = is_sensitive(request, file, grant.token)
-            journey = _Journey(broker, grant, pace, file, sha256, sensitive)
-            return await (_store(journey) if key is None else _store_once(journey, key))
+            delivery = Delivery(broker, grant, pace, file, sha256, sensitive)
+            return await (deliver(delivery) if key is None else _deliver_once(delivery, key))
 
 
-async def _store_once(journey: _Journey, key: str) -> Upload:
-    """The file's journey, unless it was made before under the same key: then its outcome."""
-    records, grant = journey.broker.idempotency, journey.grant
-    journey.pace.wait_for("store")
+async def _deliver_once(delivery: Delivery, key: str) -> Upload:
+    """The file's delivery, unless it was made before under the same key: then its outcome."""
+    records, grant = delivery.broker.idempotency, delivery.grant
+    delivery.pace.wait_for("store")
     name = idempotency.name_of(key, key_id=grant.key_id, subject=grant.subject)
-    begun = await records.begin(name, idempotency.fingerprint_of(journey.file.file_name))
+    begun = await records.begin(name, idempotency.fingerprint_of(delivery.file.file_name))
     if not isinstance(begun, Begun):
-        journey.pace.wait_for("client")
-        if await _read(journey) != begun.sha256:
+        delivery.pace.wait_for("client")
+        if await _read(delivery) != begun.sha256:
             raise IdempotencyKeyReused
         return _upload(idempotency.answer_of(begun))
 
     async def work() -> dict[str, Any]:
-        return asdict(await _store(journey, lambda sha256: records.commit(begun, sha256)))
+        return asdict(await deliver(delivery, lambda sha256: records.commit(begun, sha256)))
 
     return _upload(await idempotency.once(records, begun, work))
 
 
-async def _store(journey: _Journey, before_end: BeforeEnd | None = None) -> Upload:
-    """Get all that is needed to send the file, then send it.
-
-    The token is spent last of all before Coze hears of the file, so that nothing else can waste it.
-    """
-    broker, pace = journey.broker, journey.pace
-    pace.wait_for("slot")
-    async with broker.admission.slot(journey.grant.key_id), _scan(journey) as scan:
-        pace.wait_for("credential")
-        authorization = await broker.files.authorization()
-        pace.wait_for("store")
-        await _spend(broker, journey.grant)
-        upload: Upload = await _persistently(journey)(_send, journey, authorization, scan, before_end)
-    pace.over()
-    return upload
-
-
-@asynccontextmanager
-async def _scan(journey: _Journey) -> AsyncIterator[Scan | None]:
-    """The scan that the file must still pass on its way; one that is all here passes it before it leaves."""
-    journey.pace.wait_for("scanner")
-    async with scan_of(journey.broker, journey.file, sensitive=journey.is_sensitive) as scan:
-        if scan is None or not journey.file.kept:
-            yield scan
-            return
-        for piece in journey.file.kept:
-            await scan.feed(piece)
-        await scan.verdict()
-        events.current().scanned = True
-    yield None
-
-
-def _persistently(journey: _Journey) -> AsyncRetrying:
-    """Again after a passing fault, as long as every byte of the file is still here."""
-
-    def may_go_again(error: BaseException) -> bool:
-        return isinstance(error, PASSING) and journey.file.start_over()
-
-    return AsyncRetrying(
-        retry=retry_if_exception(may_go_again),
-        stop=stop_after_attempt(MAX_ATTEMPTS)
-        | stop_after_delay(journey.broker.settings.broker_connect_timeout_seconds),
-        wait=wait_random_exponential(multiplier=0.2, max=2),
-        reraise=True,
-    )
-
-
-async def _send(
-    journey: _Journey, authorization: str, scan: Scan | None, before_end: BeforeEnd | None
-) -> Upload:
-    """One attempt."""
-    broker, file, pace, event = journey.broker, journey.file, journey.pace, events.current()
-    event.attempts = (event.attempts or 0) + 1
-    envelope = Envelope.around(file.file_name, filenames.content_type_of(file.file_name))
-    body = OutgoingBody(
-        file,
-        envelope,
-        pace,
-        max_bytes=journey.grant.max_bytes,
-        sha256=journey.sha256,
-        before_end=before_end,
-        scan=scan,
-    )
-    pace.wait_for("connection")
-    stored = await broker.files.upload(body, envelope, authorization)
-    event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
-    return Upload(stored, file.file_name, body.sha256, event.request_id, int(time.time()))
-
-
-async def _read(journey: _Journey) -> str:
+async def _read(delivery: Delivery) -> str:
     """The digest of a file that goes nowhere: Coze has it already, or may have."""
     digest, size = hashlib.sha256(), 0
-    async for piece in journey.file:
+    async for piece in delivery.file:
         size += len(piece)
-        if size > journey.grant.max_bytes:
-            raise too_large(journey.grant.max_bytes)
+        if size > delivery.grant.max_bytes:
+            raise too_large(delivery.grant.max_bytes)
         digest.update(piece)
     events.current().bytes_received = size
-    if journey.sha256 not in (None, digest.hexdigest()):
+    if delivery.sha256 not in (None, digest.hexdigest()):
         raise DigestMismatch
     return digest.hexdigest()
 
@@ -245,16 +120,6 @@ def _check_kept(file: IncomingFile, grant: Grant, sha256: str | None) -> None:
         raise too_large(grant.max_bytes)
     if sha256 is not None and hashlib.sha256(b"".join(file.kept)).hexdigest() != sha256:
         raise DigestMismatch
-
-
-async def _spend(broker: Services, grant: Grant) -> None:
-    """Use the token up: of two who come with it, one gets in."""
-    if grant.token is None:
-        return
-    seconds_left = max(0, grant.token.expires_at - int(time.time()))
-    ttl_seconds = seconds_left + LEEWAY_SECONDS + CLAIM_MARGIN_SECONDS
-    if not await broker.claims.claim(f"upload:{grant.token.jti}", ttl_seconds=ttl_seconds):
-        raise TokenUsed
 
 
 def _seconds_to_finish(grant: Grant) -> float | None:

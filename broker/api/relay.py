@@ -13,8 +13,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from broker.api.delivery import Grant
 from broker.api.idempotency import replayed_header
-from broker.api.journey import Grant, relay_file
+from broker.api.journey import relay_file
 from broker.api.services import services
 from broker.auth.scopes import FILES_READ, FILES_UPLOAD
 from broker.errors import InvalidRequest

@@ -7,8 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from broker.api.delivery import Grant, Upload
 from broker.api.idempotency import replayed_header
-from broker.api.journey import Grant, Upload, relay_file
+from broker.api.journey import relay_file
 from broker.api.rendering import NO_STORE
 from broker.api.services import services
 from broker.auth.api_keys import ApiKey

@@ -1,0 +1,151 @@
+"""The delivery of a file to Coze, once all that can be known beforehand speaks for it: a slot, a scan, the
+credential, the token's one use, and the sending itself, again where that is safe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay
+from tenacity.wait import wait_random_exponential
+
+from broker.api.sensitive import scan_of
+from broker.api.services import Services
+from broker.auth.upload_tokens import LEEWAY_SECONDS, UploadToken
+from broker.errors import (
+    TokenUsed,
+    UpstreamAborted,
+    UpstreamFailed,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from broker.observe import events
+from broker.transfer import filenames
+from broker.transfer.incoming import IncomingFile
+from broker.transfer.multipart import Envelope
+from broker.transfer.outgoing import BeforeEnd, OutgoingBody
+from broker.transfer.pace import Pace
+from broker.transfer.scanned import Scan
+from broker.upstream.coze import StoredFile
+
+CLAIM_MARGIN_SECONDS = 60
+MAX_ATTEMPTS = 3
+PASSING = (UpstreamUnreachable, UpstreamTimeout, UpstreamAborted, UpstreamFailed)
+"""After these Coze has no file, and may take it the next time."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What this upload may do, whichever credential says so."""
+
+    key_id: str
+    max_bytes: int
+    subject: str | None = None
+    token: UploadToken | None = None
+    forms_only: bool = False
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that Coze confirmed, and which request brought it, when (Unix seconds)."""
+
+    stored: StoredFile
+    file_name: str
+    sha256: str
+    request_id: str
+    stored_at: int
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A file, and what every step to Coze needs to know of it."""
+
+    broker: Services
+    grant: Grant
+    pace: Pace
+    file: IncomingFile
+    sha256: str | None
+    """The digest that was announced."""
+    is_sensitive: bool
+
+
+async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Upload:
+    """Get all that is needed to send the file, then send it.
+
+    The token is spent last of all before Coze hears of the file, so that nothing else can waste it.
+    """
+    broker, pace = delivery.broker, delivery.pace
+    pace.wait_for("slot")
+    async with broker.admission.slot(delivery.grant.key_id), _scan(delivery) as scan:
+        pace.wait_for("credential")
+        authorization = await broker.files.authorization()
+        pace.wait_for("store")
+        await _spend(broker, delivery.grant)
+        upload: Upload = await _persistently(delivery)(_send, delivery, authorization, scan, before_end)
+    pace.over()
+    return upload
+
+
+@asynccontextmanager
+async def _scan(delivery: Delivery) -> AsyncIterator[Scan | None]:
+    """The scan that the file must still pass on its way; one that is all here passes it before it leaves."""
+    delivery.pace.wait_for("scanner")
+    async with scan_of(delivery.broker, delivery.file, sensitive=delivery.is_sensitive) as scan:
+        if scan is None or not delivery.file.kept:
+            yield scan
+            return
+        for piece in delivery.file.kept:
+            await scan.feed(piece)
+        await scan.verdict()
+        events.current().scanned = True
+    yield None
+
+
+def _persistently(delivery: Delivery) -> AsyncRetrying:
+    """Again after a passing fault, as long as every byte of the file is still here."""
+
+    def may_go_again(error: BaseException) -> bool:
+        return isinstance(error, PASSING) and delivery.file.start_over()
+
+    return AsyncRetrying(
+        retry=retry_if_exception(may_go_again),
+        stop=stop_after_attempt(MAX_ATTEMPTS)
+        | stop_after_delay(delivery.broker.settings.broker_connect_timeout_seconds),
+        wait=wait_random_exponential(multiplier=0.2, max=2),
+        reraise=True,
+    )
+
+
+async def _send(
+    delivery: Delivery, authorization: str, scan: Scan | None, before_end: BeforeEnd | None
+) -> Upload:
+    """One attempt."""
+    broker, file, pace, event = delivery.broker, delivery.file, delivery.pace, events.current()
+    event.attempts = (event.attempts or 0) + 1
+    envelope = Envelope.around(file.file_name, filenames.content_type_of(file.file_name))
+    body = OutgoingBody(
+        file,
+        envelope,
+        pace,
+        max_bytes=delivery.grant.max_bytes,
+        sha256=delivery.sha256,
+        before_end=before_end,
+        scan=scan,
+    )
+    pace.wait_for("connection")
+    stored = await broker.files.upload(body, envelope, authorization)
+    event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
+    return Upload(stored, file.file_name, body.sha256, event.request_id, int(time.time()))
+
+
+async def _spend(broker: Services, grant: Grant) -> None:
+    """Use the token up: of two who come with it, one gets in."""
+    if grant.token is None:
+        return
+    seconds_left = max(0, grant.token.expires_at - int(time.time()))
+    ttl_seconds = seconds_left + LEEWAY_SECONDS + CLAIM_MARGIN_SECONDS
+    if not await broker.claims.claim(f"upload:{grant.token.jti}", ttl_seconds=ttl_seconds):
+        raise TokenUsed
