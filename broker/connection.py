@@ -109,7 +109,7 @@ class Connection(HttpToolsProtocol):
         if not data or self.parser is None:
             return
         was_in_head = self._in_head
-        super().data_received(data)
+        self._parse(data)
         if was_in_head and self._in_head and self._lingered is None:
             self._count(len(data))
 
@@ -120,6 +120,26 @@ class Connection(HttpToolsProtocol):
             refusal, self._postponed = self._postponed, None
             self._unset_keepalive_if_required()
             self._answer(refusal)
+
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._pass_over_upgrade(data[offer.args[0] :])
+        except httptools.HttpParserError as error:
+            self.send_400_response(str(error))
+
+    def _pass_over_upgrade(self, rest: bytes) -> None:
+        """An offer that need not be taken (RFC 9110 §7.8); Java's own client makes one with each request in
+        the clear. To the parser the request is over, to us it has its body.
+        """
+        if not self._body_left:
+            self._renew_parser()
+        elif rest:
+            rest = self._take_body(rest)
+        if rest and self.parser is not None:
+            self._parse(rest)
 
     def _take_body(self, data: bytes) -> bytes:
         """Take what belongs to the body, and return what comes behind it.
@@ -166,9 +186,14 @@ class Connection(HttpToolsProtocol):
             self._refuse(HeadTooLarge())
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
             self._refuse(UnsupportedEncoding())
-        if not self.parser.should_upgrade():  # if so, the parser takes no body
-            self._body_left = int(dict(self.headers).get(b"content-length", b"0"))
+        if self.parser.should_upgrade() and any(name == b"transfer-encoding" for name, _ in self.headers):
+            self._refuse(UnsupportedEncoding("A chunked body can't come with an Upgrade."))
+        self._body_left = int(dict(self.headers).get(b"content-length", b"0"))
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._body_left:  # else the parser only gave up, at an offer to upgrade
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         """As uvicorn does it, but for the copies: one piece at a time goes to the application as it is."""

@@ -63,6 +63,11 @@ NOT_HTTP = {
     "a length with a sign": (post("Content-Length: +5") + b"12345", 400, "malformed_request"),
     "a hexadecimal length": (post("Content-Length: 0x10"), 400, "malformed_request"),
     "another encoding": (post("Transfer-Encoding: gzip, chunked") + b"0", 501, "unsupported_encoding"),
+    "chunks with an offer to upgrade": (
+        post("Transfer-Encoding: chunked", "Connection: Upgrade", "Upgrade: h2c") + b"1\r\nx\r\n0\r\n\r\n",
+        501,
+        "unsupported_encoding",
+    ),
     "a hidden encoding": (post("Transfer-Encoding: xchunked") + b"0\r\n\r\n", 501, "unsupported_encoding"),
     "a blank before the colon": (post("Content-Length : 1") + b"x", 400, "malformed_request"),
     "a folded header": (post("X-A: 1\r\n 2"), 400, "malformed_request"),

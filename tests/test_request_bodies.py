@@ -21,6 +21,11 @@ from tests.support.raw_http import Connection as Client
 from tests.support.sandbox_control import SandboxControl
 
 GET = head("/next", [], method="GET")
+UPGRADE = [
+    ("Connection", "Upgrade, HTTP2-Settings"),
+    ("Upgrade", "h2c"),
+    ("HTTP2-Settings", "AAEAAEAAAAIAAAAB"),
+]
 CASES = {
     "a body and the next request": head("/", [("Content-Length", "10")]) + b"0123456789" + GET,
     "a body that looks like a request": head("/", [("Content-Length", str(len(GET)))]) + GET + GET,
@@ -32,6 +37,8 @@ CASES = {
     "a body of a GET": head("/", [("Content-Length", "4")], method="GET") + b"abcd" + GET,
     "the last request": head("/", [("Content-Length", "4"), ("Connection", "close")]) + b"abcd" + GET,
     "the last of an old client": b"POST / HTTP/1.0\r\nContent-Length: 4\r\n\r\nabcd" + GET,
+    "an offer to upgrade": head("/", [("Content-Length", "4"), *UPGRADE]) + b"abcd" + GET,
+    "an offer without a body": head("/", UPGRADE, "GET") + GET,
     "noise behind a body": head("/", [("Content-Length", "4")]) + b"abcd\x16\x03\x01\r\n\r\n",
 }
 ANSWERED = {
@@ -45,6 +52,8 @@ ANSWERED = {
     "a body of a GET": [b"abcd", b""],
     "the last request": [b"abcd"],
     "the last of an old client": [b"abcd"],
+    "an offer to upgrade": [b"abcd", b""],
+    "an offer without a body": [b"", b""],
     "noise behind a body": [b"abcd"],
 }
 """The bodies that the application answered with, one for each request."""
