@@ -28,6 +28,17 @@ class Target:
 
 _HEADER = ("Content-Disposition", "form-data", "filename", 'name=\\"file\\"', "*=UTF-8''", "%22", "%0D%0A")
 _FORM = ("\\x0D\\x0A--b", "--b--", "\\x0D\\x0A\\x0D\\x0A", "Content-Type: ")
+_FILE = (
+    "\\x89PNG\\x0D\\x0A",
+    "%PDF-",
+    "PK\\x03\\x04",
+    "ftyp",
+    "RIFF",
+    "<!DOCTYPE html",
+    ".png",
+    ".pdf",
+    "image/png",
+)
 _TOKEN = ("eyJ", ".", "ImFsZyI6", "Im5vbmUi")
 
 
@@ -40,6 +51,7 @@ TARGETS = {
     for target in (
         _target("forms", ("broker.transfer", "python_multipart"), _HEADER + _FORM),
         _target("file_names", ("broker.transfer", "python_multipart"), _HEADER),
+        _target("sniffing", ("broker.transfer", "puremagic"), _FILE),
         _target("tokens", ("broker.auth", "jwt"), _TOKEN),
     )
 }
