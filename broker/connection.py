@@ -87,6 +87,7 @@ class Connection(HttpToolsProtocol):
         self._end_head_alarm()
         self._end_write_alarm()
         self._end_look_alarm()
+        self._tell_of_leaving()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -104,7 +105,6 @@ class Connection(HttpToolsProtocol):
             self._linger(len(data))
             return
         if self._body_left:
-            self._unset_keepalive_if_required()
             data = self._take_body(data)
         if not data or self.parser is None:
             return
@@ -122,24 +122,25 @@ class Connection(HttpToolsProtocol):
             self._answer(refusal)
 
     def _parse(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._pass_over_upgrade(data[offer.args[0] :])
-        except httptools.HttpParserError as error:
-            self.send_400_response(str(error))
+        while data and self.parser is not None:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                data = self._pass_over_upgrade(data[offer.args[0] :])
+            except httptools.HttpParserError as error:
+                self.send_400_response(str(error))
+                return
+            else:
+                return
 
-    def _pass_over_upgrade(self, rest: bytes) -> None:
+    def _pass_over_upgrade(self, rest: bytes) -> bytes:
         """An offer that need not be taken (RFC 9110 §7.8); Java's own client makes one with each request in
-        the clear. To the parser the request is over, to us it has its body.
+        the clear. To the parser the request is over, to us it has its body; returns what comes behind it.
         """
         if not self._body_left:
             self._renew_parser()
-        elif rest:
-            rest = self._take_body(rest)
-        if rest and self.parser is not None:
-            self._parse(rest)
+            return rest
+        return self._take_body(rest) if rest else rest
 
     def _take_body(self, data: bytes) -> bytes:
         """Take what belongs to the body, and return what comes behind it.
@@ -169,6 +170,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # here, not at any byte: only a request keeps a connection open
         self._in_head, self._head_bytes, self._pieces = True, 0, 0
         self._set_head_alarm()
 
@@ -181,6 +183,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._unset_keepalive_if_required()
         self._end_head_alarm()
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > MAX_HEAD_BYTES:
             self._refuse(HeadTooLarge())
@@ -291,9 +294,15 @@ class Connection(HttpToolsProtocol):
         if not _has_left(self.transport):
             self._watch()
             return
+        self._tell_of_leaving()
+        self.transport.abort()
+
+    def _tell_of_leaving(self) -> None:
+        """Tell whoever serves the request, though it reads nothing now."""
+        if self.cycle is None or self.cycle.response_complete:
+            return
         if client_left := self.cycle.scope["state"].get("client_left"):
             client_left()
-        self.transport.abort()
 
     def _end_look_alarm(self) -> None:
         if self._look_alarm is not None:

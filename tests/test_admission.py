@@ -80,6 +80,19 @@ async def test_one_who_gives_up_waiting_loses_nobodys_slot() -> None:
     assert uploads.order == ["a1", "b1"]
 
 
+async def test_those_who_gave_up_leave_nothing_behind() -> None:
+    admission = Admission(max_running=1)
+    uploads = Uploads(admission)
+    await uploads.begin("a1", *(f"a{number}" for number in range(2, 100)))
+    for name in [name for name in uploads.tasks if name != "a1"]:
+        uploads.tasks[name].cancel()
+    await settle()
+    assert not admission._queues
+    await uploads.end("a1")
+    await uploads.begin("b1")
+    assert uploads.order == ["a1", "b1"]
+
+
 async def test_a_turn_that_comes_too_late_is_passed_on() -> None:
     """The slot is given and the upload cancelled in the same round of the event loop."""
     uploads = Uploads(Admission(max_running=1))

@@ -18,7 +18,7 @@ import pytest
 
 from broker.errors import ClientLeft, ClientTooSlow
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
-from tests.support.raw_http import FORM_TYPE, Connection, ScriptedUpstream, head, part
+from tests.support.raw_http import FORM_TYPE, Connection, ScriptedUpstream, form, head, part
 from tests.support.refusals import PROXY, SHAPES, assert_no_secret, assert_refused, whole_lines
 from tests.support.sandbox_control import SandboxControl
 
@@ -207,3 +207,16 @@ def test_a_client_that_leaves_while_coze_stalls_is_noticed(stalled_broker: Broke
     assert time.monotonic() - before < 5, "the alarm of Coze's own limit rings after a minute"
     full.reset()
     connection.socket.close()
+
+
+def test_a_client_that_leaves_while_its_small_file_waits_is_noticed(
+    narrow_broker: Broker, sandbox: SandboxControl
+) -> None:
+    """Its file is all here; Coze is not sent what nobody asks for any more."""
+    body = form(part(b"a,b"))
+    with begin_upload(narrow_broker, PROXY, {"Content-Length": "10000000"}, part(b"x" * SENT)):
+        sandbox.wait_for(lambda: sandbox.events(kind="upload"))
+        with begin_upload(narrow_broker, PROXY, {"Content-Length": str(len(body))}, body):
+            time.sleep(0.2)
+        record = narrow_broker.last_record(PROXY, code=ClientLeft.code)
+        assert "sent" not in record

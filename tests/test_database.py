@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from broker.api import idempotency
 from broker.auth.api_keys import ApiKeys
 from broker.errors import (
     ExpiredCredential,
@@ -412,3 +413,33 @@ async def test_an_answer_is_kept_as_long_as_was_said(records: IdempotencyRecords
     assert isinstance(await records.begin("name", "file"), Earlier)
     clock.now += 62  # rows are swept once a minute
     await begun(records, "name", "another file")
+
+
+async def test_a_row_that_is_held_is_not_swept(
+    database: Database, records: IdempotencyRecords, clock: Clock
+) -> None:
+    """However long the upload takes, and however short answers are kept."""
+    first = await begun(records)
+    for _ in range(9):
+        clock.now += LEASE_SECONDS - 1
+        await records.renew(first)
+    await begun(records, "another name")  # which sweeps
+    await records.commit(first, "digest")
+    await records.finish(first, {"id": "7"})
+    assert await records.begin("name", "file") == Earlier("digest", {"id": "7"})
+
+
+async def test_an_outcome_is_written_down_though_the_request_is_stopped(
+    records: IdempotencyRecords,
+) -> None:
+    first = await begun(records)
+
+    async def work() -> dict[str, Any]:
+        await records.commit(first, "digest")
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return {"id": "7"}
+
+    task = asyncio.create_task(idempotency.once(records, first, work))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await records.begin("name", "file") == Earlier("digest", {"id": "7"})

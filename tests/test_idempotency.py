@@ -20,7 +20,7 @@ from broker.errors import (
     UpstreamFailed,
 )
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
-from tests.support.raw_http import FORM_TYPE, Connection, head, part
+from tests.support.raw_http import FORM_TYPE, Connection, form, head, part
 from tests.support.refusals import CLIENT, DROP_IN, PROXY, SHAPES, assert_refused
 from tests.support.sandbox_control import SandboxControl
 
@@ -181,6 +181,34 @@ def test_a_client_that_left_midway_sends_its_file_again(
         connection.send(head(PROXY, [*headers.items()]) + part(b"", file_name=b"a.csv")[:-2] + LARGE)
         sandbox.wait_for(lambda: sandbox.events(kind="upload"))
     assert send(broker, key, LARGE).status_code == 200
+    assert len(stored(sandbox)) == 1
+
+
+def test_a_client_that_leaves_between_two_attempts_leaves_no_doubt(
+    broker: Broker, sandbox: SandboxControl, key: str
+) -> None:
+    """Coze said that it has nothing of the file, so it may be sent again."""
+    sandbox.fail(path=DROP_IN, code=5000, status=500, times=3)
+    body = form(part(SMALL, file_name=b"a.csv"))
+    headers = broker.auth() | {"Content-Type": FORM_TYPE, "Content-Length": str(len(body))}
+    with Connection(broker.url) as connection:
+        connection.send(head(PROXY, [*(headers | {"Idempotency-Key": key}).items()]) + body)
+        sandbox.wait_for(lambda: sandbox.events(kind="upload", status=500))
+    sandbox.wait_for(lambda: send(broker, key).status_code == 200)
+    assert len(stored(sandbox)) == 1
+
+
+def test_an_answer_that_nobody_waits_for_is_kept(broker: Broker, sandbox: SandboxControl, key: str) -> None:
+    """The client left when all was sent; whoever asks again gets what Coze said."""
+    sandbox.fail(path=DROP_IN, delay_seconds=0.7, times=1)
+    body = form(part(SMALL, file_name=b"a.csv"))
+    headers = broker.auth() | {"Content-Type": FORM_TYPE, "Content-Length": str(len(body))}
+    with Connection(broker.url) as connection:
+        connection.send(head(PROXY, [*(headers | {"Idempotency-Key": key}).items()]) + body)
+        sandbox.wait_for(lambda: sandbox.events(kind="upload"))
+        time.sleep(0.1)
+    again = send(broker, key)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (200, "true")
     assert len(stored(sandbox)) == 1
 
 

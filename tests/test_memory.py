@@ -100,7 +100,7 @@ def test_what_a_form_promises_after_its_end_costs_no_memory(broker: Broker, sand
     """The rest of a promised length is filled up for Coze, but not when it is half a gigabyte."""
     headers = broker.auth() | {"Content-Type": FORM_TYPE, "Content-Length": "500000000"}
     with peak_of(broker.process.pid) as seen, Connection(broker.url) as connection:
-        connection.send(head("/proxy/upload", [*headers.items()]) + part(b"a,b")[:-2])
+        connection.send(head("/proxy/upload", [*headers.items()]) + part(b"a,b\n" * 2048)[:-2])
         sandbox.wait_for(lambda: any(event["body_bytes"] > 0 for event in sandbox.events(kind="upload")))
         connection.send(b"\r\n" + form())
         answer = connection.answer()

@@ -389,3 +389,24 @@ def test_a_file_over_the_limit_never_passes_however_it_is_cut(
     pieces = list(cut(body, {min(place, len(body)) for place in places}))
     outcomes = {asyncio.run(passed(each, IN_FORM, max_bytes=max_bytes)) for each in ([body], pieces)}
     assert (outcomes == {TooLarge}) == (len(content) > max_bytes), outcomes
+
+
+async def test_a_small_body_in_tiny_pieces_costs_no_more_than_its_bytes() -> None:
+    """What was read is counted, not summed up again for every piece."""
+    measured = 0
+
+    class Piece(bytes):
+        def __len__(self) -> int:
+            nonlocal measured
+            measured += 1
+            return super().__len__()
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(20_000):
+            yield Piece(b"x")
+
+    asked = Headers({"content-type": "text/csv"})
+    file = await open_file(asked, body(), max_bytes=1_000_000)
+    await file.keep(65_536)
+    assert len(file.kept) == 20_000
+    assert measured < 10 * 20_000

@@ -173,6 +173,27 @@ async def test_noise_behind_a_body_is_told_from_the_body() -> None:
             assert b'"malformed_request"' in answer
 
 
+@pytest.mark.parametrize("noise", [b"\r\n", b"\r\n\r\n"])
+async def test_blank_lines_do_not_keep_a_connection_open(noise: bytes) -> None:
+    """Only a request does: the time that an idle connection has goes on."""
+    async with echoing() as wire:
+        await wire.read([GET], between=20)
+        waiting = wire.connection.timeout_keep_alive_task
+        assert waiting is not None
+        await wire.read([noise], between=20)
+        assert wire.connection.timeout_keep_alive_task is waiting
+        await wire.read([GET], between=20)
+        assert waiting.cancelled()
+        assert wire.connection.timeout_keep_alive_task is not None
+
+
+async def test_many_offers_to_upgrade_in_one_piece() -> None:
+    async with echoing() as wire:
+        await wire.read([CASES["an offer without a body"].removesuffix(GET) * 600])
+        assert len(wire.connection.pipeline) == 599
+        assert wire.connection._postponed is None
+
+
 async def test_a_piece_is_passed_on_as_it_came() -> None:
     """No copy is made of what the application takes as fast as it comes."""
     async with echoing() as wire:
@@ -296,6 +317,7 @@ def test_a_request_behind_an_upload_is_one_of_its_own(broker: Broker, sandbox: S
     naked = head("/proxy/upload", [("Content-Type", "text/csv"), ("Content-Length", "4")]) + b"a,b\n"
     with Client(broker.url) as connection:
         connection.send(upload + naked)
-        assert connection.answer().status_code == 200
-        answer = connection.answer()
-    assert (answer.status_code, json.loads(answer.content)["code"]) == (401, "missing_credential")
+        first, second = connection.socket.makefile("rb").read().split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200 ")
+    assert second.startswith(b"401 ")
+    assert json.loads(second.partition(b"\r\n\r\n")[2])["code"] == "missing_credential"

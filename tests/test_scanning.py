@@ -6,6 +6,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -202,7 +203,7 @@ def upload(
 ) -> httpx.Response:
     return CLIENT.post(
         broker.url + path,
-        files={"file": (name, content, "text/csv")},
+        files={"file": (name, content)},
         headers=broker.auth() | ORIGIN | headers,
     )
 
@@ -289,6 +290,20 @@ def test_a_file_is_scanned_for_what_it_really_is(
         scanning_broker, b"%PDF-1.7\n" + EICAR if name == "a.pdf" else EICAR, name=name, **headers
     )
     assert_refused(scanning_broker, answer, ContentRefused)
+    assert clamd.files_scanned == before + 1
+
+
+def test_a_new_name_takes_no_mark_back(sandbox: SandboxControl, clamd: Clamd, folder: Path) -> None:
+    """A file that is sensitive by the name it came with stays so under the one that its content tells."""
+    given = {
+        "BROKER_SCANNER": clamd.url,
+        "BROKER_SENSITIVE_NAMES": "*.csv",
+        "BROKER_CONTENT_MISMATCH": "relabel",
+    }
+    with running_broker(folder, sandbox.environment, **given) as broker:
+        before = clamd.files_scanned
+        answer = upload(broker, b"\x89PNG\r\n\x1a\n" + bytes(64), name="contract.csv")
+        assert answer.json()["file_name"] == "contract.png"
     assert clamd.files_scanned == before + 1
 
 

@@ -108,7 +108,11 @@ def _persistently(delivery: Delivery) -> AsyncRetrying:
     """Again after a passing fault, as long as every byte of the file is still here."""
 
     def may_go_again(error: BaseException) -> bool:
-        return isinstance(error, PASSING) and delivery.file.start_over()
+        if not (isinstance(error, PASSING) and delivery.file.start_over()):
+            return False
+        events.current().sent = None  # Coze said that it has nothing of it
+        delivery.pace.wait_for("connection")
+        return True
 
     return AsyncRetrying(
         retry=retry_if_exception(may_go_again),

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,8 @@ HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotency-Replayed"
 # A string of RFC 8941, as the header's draft has it, or the same without its quotes, as everybody writes it.
 _KEY = re.compile(r'"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255})')
+
+NOTE_SECONDS = 5.0
 
 Answer = dict[str, Any]
 
@@ -88,12 +90,26 @@ async def _failed(records: IdempotencyRecords, begun: Begun, error: BaseExceptio
         await _noted(records.forget(begun))
 
 
-async def _noted(writing: Awaitable[None]) -> None:
-    """The upload's own outcome counts for more than whether it could be written down."""
+async def _noted(writing: Coroutine[Any, Any, None]) -> None:
+    """Write an outcome down, also when the request is stopped in this very moment.
+
+    The outcome itself counts for more than whether it could be written down.
+    """
+    note = asyncio.create_task(_with_limit(writing))
     try:
-        await writing
-    except StoreUnavailable as error:
-        logs.warning("an upload's outcome could not be kept for its Idempotency-Key", detail=error.log)
+        await asyncio.shield(note)
+    except asyncio.CancelledError:
+        await asyncio.wait([note])
+        raise
+
+
+async def _with_limit(writing: Coroutine[Any, Any, None]) -> None:
+    try:
+        async with asyncio.timeout(NOTE_SECONDS):
+            await writing
+    except (StoreUnavailable, TimeoutError) as error:
+        detail = error.log if isinstance(error, StoreUnavailable) else "the store took too long"
+        logs.warning("an upload's outcome could not be kept for its Idempotency-Key", detail=detail)
 
 
 def _digest(parts: list[str | None]) -> str:

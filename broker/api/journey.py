@@ -50,10 +50,12 @@ async def relay_file(request: Request, grant: Grant) -> Upload:
                 request.headers, body, max_bytes=grant.max_bytes, forms_only=grant.forms_only
             )
             _check_type(file, grant)
+            called_sensitive = is_sensitive(request, file, grant.token)
             _check_content(file, grant, broker.policy.file_types)
             await file.keep(KEPT_BYTES)
             _check_kept(file, grant, sha256)
-            sensitive = is_sensitive(request, file, grant.token)
+            # By its new name, too, where it got one; it stays what it was.
+            sensitive = is_sensitive(request, file, grant.token) or called_sensitive
             delivery = Delivery(broker, grant, pace, file, sha256, sensitive)
             return await (deliver(delivery) if key is None else _deliver_once(delivery, key))
 

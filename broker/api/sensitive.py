@@ -25,7 +25,8 @@ def is_sensitive(request: Request, file: IncomingFile, token: UploadToken | None
     marked = _says_so(request.headers.get(HEADER, "false")) or (token is not None and token.sensitive)
     policy = services(request).policy.sensitivity
     sensitive = marked or policy.marks(file.file_name, file.content_type)
-    events.current().sensitive = sensitive
+    event = events.current()
+    event.sensitive = sensitive or bool(event.sensitive)
     return sensitive
 
 

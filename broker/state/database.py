@@ -117,13 +117,20 @@ class Database:
         return bool(version == HEAD_REVISION)
 
 
+STORE_SECONDS = 5.0
+"""How long the database may take to connect, to give a connection, and to answer."""
+
 HEAD_REVISION = "0002"
 
 
 def _engine(url: sa.URL) -> AsyncEngine:
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(url, pool_pre_ping=True, hide_parameters=True)
-    engine = create_async_engine(url, connect_args={"timeout": 5}, hide_parameters=True)
+        limits = {"timeout": STORE_SECONDS, "command_timeout": STORE_SECONDS}
+        return create_async_engine(
+            url, pool_pre_ping=True, hide_parameters=True, pool_timeout=STORE_SECONDS, connect_args=limits
+        )
+    limits = {"timeout": STORE_SECONDS}
+    engine = create_async_engine(url, connect_args=limits, hide_parameters=True, pool_timeout=STORE_SECONDS)
     sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
     return engine
 

@@ -27,7 +27,8 @@ State = Literal["running", "committing", "done", "unknown"]
 
 LEASE_SECONDS = 30
 POLL_SECONDS = 0.2
-RETRY_AFTER_SECONDS = 2
+RETRY_AFTER_SECONDS = 10
+"""A client that lost its line asks again while its first request still holds the row, for half a minute."""
 
 
 @dataclass(frozen=True)
@@ -161,4 +162,5 @@ class IdempotencyRecords:
     async def _sweep(self, connection: AsyncConnection) -> None:
         before = self._sweeping.due()
         if before is not None:
-            await connection.execute(sa.delete(table).where(table.c.expires_at < before))
+            over = (table.c.expires_at < before, table.c.lease_until < before)
+            await connection.execute(sa.delete(table).where(*over))

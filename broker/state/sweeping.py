@@ -23,8 +23,8 @@ class Sweeping:
 
     def due(self) -> int | None:
         """Unix seconds; rows that ended before may go. None when it is too early to look again."""
-        now = self._now()
-        if now < self._sweep_at:
+        ticks = self._ticks()
+        if ticks < self._sweep_at:
             return None
-        self._sweep_at = now + SWEEP_EVERY_SECONDS
-        return int(min(now, self._ahead + self._ticks()))
+        self._sweep_at = ticks + SWEEP_EVERY_SECONDS
+        return int(min(self._now(), self._ahead + ticks))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from broker.errors import NoFreeSlot
 
@@ -82,9 +82,18 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it came in the very moment in which it was no longer wanted
+            if turn.cancelled():
+                self._give_up(key_id, turn)
+            else:  # it came in the very moment in which it was no longer wanted
                 self._pass_on()
             raise
+
+    def _give_up(self, key_id: str, turn: asyncio.Future[None]) -> None:
+        queue = self._queues.get(key_id, deque())
+        with suppress(ValueError):  # it was passed over already
+            queue.remove(turn)
+        if not queue:
+            self._queues.pop(key_id, None)
 
     def _pass_on(self) -> None:
         """Give the slot to whoever is next; a turn that nobody waits for any more is left out."""

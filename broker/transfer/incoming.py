@@ -36,6 +36,7 @@ class IncomingFile:
         self._body = body
         self._reader = reader
         self._ready: deque[bytes] = deque()
+        self._read_bytes = 0
         self.kept: tuple[bytes, ...] = ()
         """The whole file, once ``keep`` has read it; nothing of a file that is too large for that."""
         self._was_begun = False
@@ -75,7 +76,7 @@ class IncomingFile:
         """
         if self.room_bytes is not None and self.room_bytes > max_bytes:
             return
-        while not self._whole and sum(map(len, self._ready)) <= max_bytes:
+        while not self._whole and self._read_bytes <= max_bytes:
             await self._read()
         self._check_end()
         if self._whole:
@@ -94,7 +95,7 @@ class IncomingFile:
             return
         if self._reader:
             self._reader.close()
-        self.room_bytes = sum(map(len, self._ready))
+        self.room_bytes = self._read_bytes
 
     @property
     def least_bytes(self) -> int | None:
@@ -115,6 +116,7 @@ class IncomingFile:
 
     def _take(self, pieces: list[bytes], *, ended: bool) -> None:
         for piece in pieces:
+            self._read_bytes += len(piece)
             if len(self.head) < HEAD_BYTES:
                 self.head += piece[: HEAD_BYTES - len(self.head)]
         self._ready.extend(pieces)

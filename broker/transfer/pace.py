@@ -100,7 +100,9 @@ class Pace:
             self._set_alarm()
 
     def _deadline(self) -> float:
-        return min(self._side_deadline(), self._finish_at)
+        """Once all was sent, the outcome is worth more than the token's own deadline."""
+        at = self._side_deadline()
+        return at if self._waiting_for == "answer" else min(at, self._finish_at)
 
     def _side_deadline(self) -> float:
         at: float = self._since + getattr(self._patience, self._waiting_for)
@@ -128,12 +130,17 @@ class Pace:
         self._end_alarm()
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(None)
+        self._timeout = None
 
     def client_left(self) -> None:
-        """The client is gone, whoever is waited for: end the block with :class:`ClientLeft`."""
+        """The client is gone: end the block with :class:`ClientLeft`.
+
+        Not so once all was sent: then Coze's answer is waited for, for the record and whoever asks again.
+        """
+        if self._waiting_for == "answer" or self._timeout is None or self._timeout.expired():
+            return
         self._has_left = True
-        if self._timeout is not None and not self._timeout.expired():
-            self._timeout.reschedule(self._loop.time())
+        self._timeout.reschedule(self._loop.time())
 
     def received(self, size: int) -> None:
         """So many bytes came from the client. If it was waited for, it has as long again for the next ones;
