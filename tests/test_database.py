@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import sqlite3
 import stat
@@ -443,3 +444,35 @@ async def test_an_outcome_is_written_down_though_the_request_is_stopped(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await records.begin("name", "file") == Earlier("digest", {"id": "7"})
+
+
+async def test_callers_that_are_cancelled_leave_no_lock_behind(
+    database: Database, records: IdempotencyRecords
+) -> None:
+    """Whenever it happens, and however many: whoever comes next finds the database free."""
+    claims, chance = DatabaseClaims(database), random.Random(7)
+
+    async def work(number: int) -> None:
+        await claims.claim(f"claim {number}", ttl_seconds=60)
+        row = await begun(records, f"row {number}")
+        await records.commit(row, "digest")
+        await records.finish(row, {"id": "7"})
+
+    for _ in range(10):
+        tasks = [asyncio.create_task(work(chance.randrange(1 << 60))) for _ in range(12)]
+        await asyncio.sleep(chance.random() * 0.02)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(2):
+            assert await claims.claim(f"after {chance.random()}", ttl_seconds=60)
+
+
+async def test_a_beginning_that_is_cancelled_holds_no_row(records: IdempotencyRecords) -> None:
+    for _ in range(20):
+        task = asyncio.create_task(records.begin("name", "file"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await records.forget(await begun(records))

@@ -37,7 +37,7 @@ async def stream(request: Request, received: Callable[[int], None] | None = None
             raise ClientLeft
         more = message.get("more_body", False)
         if chunk := message.get("body"):
-            if received is not None:
+            if received is not None and more:  # the last piece is never too late: nothing is waited for
                 received(len(chunk))
             yield chunk
 

@@ -6,11 +6,14 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay
+from tenacity.wait import wait_random_exponential
 
 from broker.errors import InvalidRequest, OutcomeUnknown, Refusal, StoreUnavailable, UpstreamBadAnswer
 from broker.observe import events, logs
@@ -22,6 +25,10 @@ REPLAYED_HEADER = "Idempotency-Replayed"
 _KEY = re.compile(r'"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255})')
 
 NOTE_SECONDS = 5.0
+"""How long an answer waits for being written down."""
+PERSIST_SECONDS = 120.0
+_notes: set[asyncio.Task[None]] = set()
+"""What is still being written; the event loop alone would forget it."""
 
 Answer = dict[str, Any]
 
@@ -57,7 +64,7 @@ async def once(records: IdempotencyRecords, begun: Begun, work: Callable[[], Awa
         raise
     finally:
         renewing.cancel()
-    await _noted(records.finish(begun, answer))
+    await _noted(partial(records.finish, begun, answer))
     return answer
 
 
@@ -85,31 +92,34 @@ async def _failed(records: IdempotencyRecords, begun: Begun, error: BaseExceptio
     """Nothing was stored, so it may be sent again; unless the last byte was out, and Coze didn't say no."""
     said_no = isinstance(error, Refusal) and not isinstance(error, OutcomeUnknown | UpstreamBadAnswer)
     if events.current().sent == "all" and not said_no:
-        await _noted(records.finish(begun, None))
+        await _noted(partial(records.finish, begun, None))
     else:
-        await _noted(records.forget(begun))
+        await _noted(partial(records.forget, begun))
 
 
-async def _noted(writing: Coroutine[Any, Any, None]) -> None:
-    """Write an outcome down, also when the request is stopped in this very moment.
-
-    The outcome itself counts for more than whether it could be written down.
-    """
-    note = asyncio.create_task(_with_limit(writing))
+async def _noted(write: Callable[[], Awaitable[None]]) -> None:
+    """Write an outcome down. It counts for more than the writing, which goes on if it takes too long."""
+    note = asyncio.create_task(_persist(write))
+    _notes.add(note)
+    note.add_done_callback(_notes.discard)
     try:
-        await asyncio.shield(note)
+        await asyncio.wait([note], timeout=NOTE_SECONDS)
     except asyncio.CancelledError:
-        await asyncio.wait([note])
+        await asyncio.wait([note], timeout=NOTE_SECONDS)
         raise
 
 
-async def _with_limit(writing: Coroutine[Any, Any, None]) -> None:
+async def _persist(write: Callable[[], Awaitable[None]]) -> None:
+    again = AsyncRetrying(
+        retry=retry_if_exception_type(StoreUnavailable),
+        stop=stop_after_delay(PERSIST_SECONDS),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        reraise=True,
+    )
     try:
-        async with asyncio.timeout(NOTE_SECONDS):
-            await writing
-    except (StoreUnavailable, TimeoutError) as error:
-        detail = error.log if isinstance(error, StoreUnavailable) else "the store took too long"
-        logs.warning("an upload's outcome could not be kept for its Idempotency-Key", detail=detail)
+        await again(write)
+    except StoreUnavailable as error:
+        logs.warning("an upload's outcome could not be kept for its Idempotency-Key", detail=error.log)
 
 
 def _digest(parts: list[str | None]) -> str:

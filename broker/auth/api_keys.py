@@ -25,6 +25,7 @@ from broker.settings import PUBLISHABLE_PREFIX, SECRET_PREFIX
 from broker.state.database import Database
 from broker.state.database import api_keys as table
 from broker.state.recent import Recent
+from broker.state.uninterrupted import uninterrupted
 
 KeyKind = Literal["secret", "publishable"]
 PREFIXES: dict[KeyKind, str] = {"secret": SECRET_PREFIX, "publishable": PUBLISHABLE_PREFIX}
@@ -70,6 +71,7 @@ class ApiKeys:
         self._now = now
         self._recent = Recent(self._find)
 
+    @uninterrupted
     async def create(
         self,
         *,
@@ -108,12 +110,14 @@ class ApiKeys:
             await connection.execute(sa.insert(table).values(row))
         return key, secret
 
+    @uninterrupted
     async def list(self) -> list[ApiKey]:
         """All keys, the oldest first, revoked ones too."""
         async with self._database.transaction() as connection:
             rows = await connection.execute(sa.select(table).order_by(table.c.created_at, table.c.id))
             return [_key(row._mapping) for row in rows]
 
+    @uninterrupted
     async def revoke(self, key_id: str) -> bool:
         """Make a key useless from now on, in other processes within a second.
 
@@ -145,6 +149,7 @@ class ApiKeys:
             raise ExpiredCredential(log=f"API key {key.id} has expired")
         return key
 
+    @uninterrupted
     async def _find(self, digest: str) -> ApiKey | None:
         async with self._database.transaction() as connection:
             result = await connection.execute(sa.select(table).where(table.c.hash == digest))

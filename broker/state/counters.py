@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.state.database import Database, claims
 from broker.state.sweeping import Sweeping
+from broker.state.uninterrupted import uninterrupted
 
 
 class Claims(Protocol):
@@ -38,6 +39,7 @@ class DatabaseClaims:
         self._now = now
         self._sweeping = Sweeping(now, ticks)
 
+    @uninterrupted
     async def claim(self, name: str, *, ttl_seconds: int) -> bool:
         """Take ``name``; the primary key decides who was first."""
         now = int(self._now())

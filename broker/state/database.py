@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from broker.errors import StoreUnavailable
 from broker.observe import snapshot
+from broker.state.uninterrupted import uninterrupted
 
 metadata = sa.MetaData()
 
@@ -81,7 +82,10 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A connection whose work is committed at the end, or undone when an error leaves the block."""
+        """A connection whose work is committed at the end, or undone when an error leaves the block.
+
+        To be used by what is ``uninterrupted`` alone.
+        """
         try:
             async with self.engine.begin() as connection:
                 yield connection
@@ -91,6 +95,7 @@ class Database:
             self._has_failed = True
             raise StoreUnavailable(log=f"{type(error).__name__}: {error}") from error
 
+    @uninterrupted
     async def ping(self) -> None:
         """Raise :class:`StoreUnavailable` unless the database answers from its tables.
 

@@ -21,6 +21,7 @@ from broker.errors import IdempotencyInProgress, IdempotencyKeyReused, StoreUnav
 from broker.state.database import Database
 from broker.state.database import idempotency as table
 from broker.state.sweeping import Sweeping
+from broker.state.uninterrupted import uninterrupted
 
 State = Literal["running", "committing", "done", "unknown"]
 """``committing``: the last byte may be out, so it must not be done again."""
@@ -95,6 +96,7 @@ class IdempotencyRecords:
         state: State = "unknown" if answer is None else "done"
         await self._change(begun, state=state, answer=answer, expires_at=self._expiry())
 
+    @uninterrupted
     async def forget(self, begun: Begun) -> None:
         """Nothing came of the request, so it may be sent again."""
         statement = sa.delete(table).where(table.c.name == begun.name, table.c.owner == begun.owner)
@@ -104,8 +106,12 @@ class IdempotencyRecords:
     async def _try_to_begin(self, name: str, fingerprint: str) -> Begun | Earlier | None:
         """None when the same request is running elsewhere."""
         begun = Begun(name, secrets.token_hex(16))
-        if await self._insert(begun, fingerprint):
-            return begun
+        try:
+            if await self._insert(begun, fingerprint):
+                return begun
+        except asyncio.CancelledError:
+            await self.forget(begun)  # nobody is left to hold it
+            raise
         row = await self._row(name)
         if row is None:
             return None  # it was forgotten in this moment; try again
@@ -117,6 +123,7 @@ class IdempotencyRecords:
             return None
         return await self._take_over(begun, row)
 
+    @uninterrupted
     async def _insert(self, begun: Begun, fingerprint: str) -> bool:
         row = {
             "name": begun.name,
@@ -134,6 +141,7 @@ class IdempotencyRecords:
             return False
         return True
 
+    @uninterrupted
     async def _row(self, name: str) -> Any:
         async with self._database.transaction() as connection:
             return (await connection.execute(sa.select(table).where(table.c.name == name))).mappings().first()
@@ -150,6 +158,7 @@ class IdempotencyRecords:
             return None
         return begun if left_open else Earlier(row["sha256"], None)
 
+    @uninterrupted
     async def _change(self, begun: Begun, **values: Any) -> bool:
         """Whether the row was still there, and still ours."""
         ours = (table.c.name == begun.name, table.c.owner == begun.owner)

@@ -1,0 +1,34 @@
+"""Work that a cancelled caller does not break off."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def uninterrupted(
+    method: Callable[Arguments, Coroutine[Any, Any, Result]],
+) -> Callable[Arguments, Coroutine[Any, Any, Result]]:
+    """Run what talks to the database to its end, and only then let its caller be cancelled.
+
+    A transaction that is broken off in the midst of a call may stay open: aiosqlite's thread takes the lock
+    all the same, after everybody who would let go of it has left.
+    """
+
+    @functools.wraps(method)
+    async def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        work = asyncio.create_task(method(*arguments, **options))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # its caller is not there to hear it
+            raise
+
+    return run
