@@ -13,6 +13,7 @@ from broker.app import create_app
 from broker.connection import Connection
 from broker.observe import logs, snapshot
 from broker.settings import Settings, SettingsError, http_url
+from broker.upstream.client import on_lost_error
 
 BACKLOG = 4096
 KEEP_ALIVE_SECONDS = 75
@@ -49,6 +50,7 @@ class _Server(uvicorn.Server):
         snapshot.count("client_connections", lambda: len(self.server_state.connections))
         snapshot.count("requests", lambda: len(self.server_state.tasks))
         snapshot.on_signal(asyncio.get_running_loop())
+        asyncio.get_running_loop().set_exception_handler(on_lost_error)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

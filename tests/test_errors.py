@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ from broker.errors import (
 from broker.settings import OAuthApp, Settings
 from broker.transfer.outgoing import Sent
 from broker.upstream.answers import judge, retry_after_seconds
-from broker.upstream.client import CLIENT_ERRORS, refusal_for
+from broker.upstream.client import CLIENT_ERRORS, on_lost_error, refusal_for
 from broker.upstream.oauth import AccessToken, TokenExchange
 from tests.support.broker_process import PAGE_ORIGIN
 
@@ -284,3 +285,11 @@ async def test_an_unexpected_error_has_its_id_and_its_cors_headers(broken_app: A
     assert answer.json()["code"] == (5000 if path.startswith("/v1") else InternalError.code)
     assert answer.headers["x-request-id"]
     assert "words of the machine" not in answer.text
+
+
+async def test_an_error_that_aiohttp_told_nobody_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    on_lost_error(loop, {"message": "lost", "exception": aiohttp.ClientConnectionResetError("closing")})
+    assert caplog.records == []
+    on_lost_error(loop, {"message": "lost", "exception": ValueError("ours")})
+    assert [record.message for record in caplog.records] != []

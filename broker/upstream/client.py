@@ -69,6 +69,14 @@ def _idle(connector: aiohttp.TCPConnector) -> int:
     return sum(each.is_connected() for pool in connector._conns.values() for each, _ in pool)
 
 
+def on_lost_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler. aiohttp leaves the task that writes a body to itself; when the
+    connection ends first, its error is told to nobody, while the call's own error told everything.
+    """
+    if not isinstance(context.get("exception"), aiohttp.ClientConnectionError):
+        loop.default_exception_handler(context)
+
+
 def refusal_for(error: Exception, sent: Sent = "nothing") -> Refusal:
     """What the client's error means for the caller, given how much of a body had been sent.
 
