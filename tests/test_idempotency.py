@@ -184,6 +184,23 @@ def test_a_client_that_left_midway_sends_its_file_again(
     assert len(stored(sandbox)) == 1
 
 
+def test_a_line_that_went_dead_without_a_word_is_waited_for(
+    folder: Path, sandbox: SandboxControl, key: str
+) -> None:
+    """The phone changed its network: the broker hears nothing of it, and the second try comes at once."""
+    with running_broker(folder, sandbox.environment, BROKER_CLIENT_IDLE_SECONDS="1") as broker:
+        headers = broker.auth() | {
+            "Content-Type": FORM_TYPE,
+            "Content-Length": "1000000",
+            "Idempotency-Key": key,
+        }
+        with Connection(broker.url) as dead:
+            dead.send(head(PROXY, [*headers.items()]) + part(b"", file_name=b"a.csv")[:-2] + LARGE)
+            sandbox.wait_for(lambda: sandbox.events(kind="upload"))
+            assert send(broker, key, LARGE).status_code == 200
+    assert len(stored(sandbox)) == 1
+
+
 def test_a_client_that_leaves_between_two_attempts_leaves_no_doubt(
     broker: Broker, sandbox: SandboxControl, key: str
 ) -> None:
