@@ -216,7 +216,26 @@ def test_a_client_that_leaves_while_its_small_file_waits_is_noticed(
     body = form(part(b"a,b"))
     with begin_upload(narrow_broker, PROXY, {"Content-Length": "10000000"}, part(b"x" * SENT)):
         sandbox.wait_for(lambda: sandbox.events(kind="upload"))
+        before = len(whole_lines(narrow_broker))
         with begin_upload(narrow_broker, PROXY, {"Content-Length": str(len(body))}, body):
             time.sleep(0.2)
-        record = narrow_broker.last_record(PROXY, code=ClientLeft.code)
+        (record,) = records_of_leaving(narrow_broker, before)
+        assert record["log"] == "while slot was waited for"
         assert "sent" not in record
+
+
+def test_the_last_piece_of_a_file_is_never_too_slow(narrow_broker: Broker, sandbox: SandboxControl) -> None:
+    """It is shorter than the others, so that the second in which it comes looks slower than the client is."""
+    pieces = [b"x" * 550, b"x" * 550, b"x" * 550, b"x" * 60]
+    headers = {
+        "Content-Type": "text/csv",
+        "Content-Disposition": 'attachment; filename="a.csv"',
+        "Content-Length": str(sum(map(len, pieces))),
+    }
+    with Connection(narrow_broker.url) as connection:
+        connection.send(head(PROXY, [*(narrow_broker.auth() | headers).items()]))
+        for piece in pieces:
+            time.sleep(0.52)
+            connection.send(piece)
+        answer = connection.answer()
+    assert (answer.status_code, answer.json().get("bytes")) == (200, 1710), answer.text

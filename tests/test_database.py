@@ -32,7 +32,7 @@ from broker.errors import (
     StoreUnavailable,
 )
 from broker.state.counters import DatabaseClaims
-from broker.state.database import HEAD_REVISION, Database, metadata
+from broker.state.database import HEAD_REVISION, STORE_SECONDS, Database, metadata
 from broker.state.idempotency import LEASE_SECONDS, Begun, Earlier, IdempotencyRecords
 from tests.support.broker_process import Broker, running_broker
 from tests.support.databases import psql
@@ -476,3 +476,12 @@ async def test_a_beginning_that_is_cancelled_holds_no_row(records: IdempotencyRe
         with pytest.raises(asyncio.CancelledError):
             await task
         await records.forget(await begun(records))
+
+
+async def test_a_server_that_takes_connections_and_never_answers_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        database = Database(f"postgresql+asyncpg://broker@127.0.0.1:{mute.getsockname()[1]}/postgres")
+        async with asyncio.timeout(STORE_SECONDS * 2):
+            with pytest.raises(StoreUnavailable):
+                await database.ping()
+        await database.close()

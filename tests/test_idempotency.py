@@ -50,6 +50,22 @@ def send(
     return CLIENT.post(broker.url + path, files={"file": (name, content)}, headers=headers)
 
 
+def beginning(broker: Broker, key: str) -> bytes:
+    """An upload of ``LARGE`` as far as that, and with more to come."""
+    return _head(broker, key, 1_000_000) + part(b"", file_name=b"a.csv")[:-2] + LARGE
+
+
+def whole(broker: Broker, key: str) -> bytes:
+    """An upload of ``SMALL``."""
+    body = form(part(SMALL, file_name=b"a.csv"))
+    return _head(broker, key, len(body)) + body
+
+
+def _head(broker: Broker, key: str, length: int) -> bytes:
+    headers = {"Content-Type": FORM_TYPE, "Content-Length": str(length), "Idempotency-Key": key}
+    return head(PROXY, [*(broker.auth() | headers).items()])
+
+
 def stored(sandbox: SandboxControl) -> list[dict[str, Any]]:
     return sandbox.events(kind="upload", outcome="stored")
 
@@ -172,13 +188,8 @@ def test_an_outcome_that_nobody_knows_is_not_tried_again(
 def test_a_client_that_left_midway_sends_its_file_again(
     broker: Broker, sandbox: SandboxControl, key: str
 ) -> None:
-    headers = broker.auth() | {
-        "Content-Type": FORM_TYPE,
-        "Content-Length": "1000000",
-        "Idempotency-Key": key,
-    }
     with Connection(broker.url) as connection:
-        connection.send(head(PROXY, [*headers.items()]) + part(b"", file_name=b"a.csv")[:-2] + LARGE)
+        connection.send(beginning(broker, key))
         sandbox.wait_for(lambda: sandbox.events(kind="upload"))
     assert send(broker, key, LARGE).status_code == 200
     assert len(stored(sandbox)) == 1
@@ -188,16 +199,11 @@ def test_a_line_that_went_dead_without_a_word_is_waited_for(
     folder: Path, sandbox: SandboxControl, key: str
 ) -> None:
     """The phone changed its network: the broker hears nothing of it, and the second try comes at once."""
-    with running_broker(folder, sandbox.environment, BROKER_CLIENT_IDLE_SECONDS="1") as broker:
-        headers = broker.auth() | {
-            "Content-Type": FORM_TYPE,
-            "Content-Length": "1000000",
-            "Idempotency-Key": key,
-        }
-        with Connection(broker.url) as dead:
-            dead.send(head(PROXY, [*headers.items()]) + part(b"", file_name=b"a.csv")[:-2] + LARGE)
-            sandbox.wait_for(lambda: sandbox.events(kind="upload"))
-            assert send(broker, key, LARGE).status_code == 200
+    one = {"BROKER_CLIENT_IDLE_SECONDS": "1"}
+    with running_broker(folder, sandbox.environment, **one) as broker, Connection(broker.url) as dead:
+        dead.send(beginning(broker, key))
+        sandbox.wait_for(lambda: sandbox.events(kind="upload"))
+        assert send(broker, key, LARGE).status_code == 200
     assert len(stored(sandbox)) == 1
 
 
@@ -206,10 +212,8 @@ def test_a_client_that_leaves_between_two_attempts_leaves_no_doubt(
 ) -> None:
     """Coze said that it has nothing of the file, so it may be sent again."""
     sandbox.fail(path=DROP_IN, code=5000, status=500, times=3)
-    body = form(part(SMALL, file_name=b"a.csv"))
-    headers = broker.auth() | {"Content-Type": FORM_TYPE, "Content-Length": str(len(body))}
     with Connection(broker.url) as connection:
-        connection.send(head(PROXY, [*(headers | {"Idempotency-Key": key}).items()]) + body)
+        connection.send(whole(broker, key))
         sandbox.wait_for(lambda: sandbox.events(kind="upload", status=500))
     sandbox.wait_for(lambda: send(broker, key).status_code == 200)
     assert len(stored(sandbox)) == 1
@@ -218,10 +222,8 @@ def test_a_client_that_leaves_between_two_attempts_leaves_no_doubt(
 def test_an_answer_that_nobody_waits_for_is_kept(broker: Broker, sandbox: SandboxControl, key: str) -> None:
     """The client left when all was sent; whoever asks again gets what Coze said."""
     sandbox.fail(path=DROP_IN, delay_seconds=0.7, times=1)
-    body = form(part(SMALL, file_name=b"a.csv"))
-    headers = broker.auth() | {"Content-Type": FORM_TYPE, "Content-Length": str(len(body))}
     with Connection(broker.url) as connection:
-        connection.send(head(PROXY, [*(headers | {"Idempotency-Key": key}).items()]) + body)
+        connection.send(whole(broker, key))
         sandbox.wait_for(lambda: sandbox.events(kind="upload"))
         time.sleep(0.1)
     again = send(broker, key)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from broker.api.delivery import _persistently
 from broker.errors import (
     OutcomeUnknown,
     Refusal,
@@ -18,7 +20,10 @@ from broker.errors import (
     UpstreamFailed,
     UpstreamUnreachable,
 )
+from broker.observe import events
+from broker.transfer.pace import Pace
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
+from tests.support.passage import FOREVER
 from tests.support.refusals import CLIENT, DROP_IN, PROXY, SHAPES, assert_refused
 from tests.support.sandbox_control import SandboxControl
 
@@ -58,6 +63,7 @@ def test_there_is_an_end_to_trying(broker: Broker, sandbox: SandboxControl) -> N
     answer = send(broker, SMALL)
     assert_refused(broker, answer, UpstreamFailed)
     assert attempts(broker, answer) == len(sandbox.events(kind="upload")) == 3
+    assert broker.record(answer.headers["x-request-id"])["sent"] == "all"
 
 
 ONCE: dict[str, tuple[dict[str, Any], bytes, type[Refusal]]] = {
@@ -90,3 +96,25 @@ def test_a_coze_that_can_not_be_reached_is_called_again(folder: Path, content: b
         answer = send(broker, content)
         assert_refused(broker, answer, UpstreamUnreachable)
         assert attempts(broker, answer) == 3
+
+
+async def test_between_two_attempts_nothing_is_under_way() -> None:
+    """Whoever stops the request then must not find that Coze may have the file."""
+    event = events.Event()
+    events.begin(event)
+    pace = Pace(FOREVER)
+    file = SimpleNamespace(start_over=lambda: True)
+    broker = SimpleNamespace(settings=SimpleNamespace(broker_connect_timeout_seconds=15))
+    seen: list[tuple[str | None, str]] = []
+
+    async def attempt() -> None:
+        seen.append((event.sent, pace._waiting_for))
+        event.sent = "all"
+        pace.wait_for("answer")
+        raise UpstreamFailed
+
+    journey: Any = SimpleNamespace(broker=broker, file=file, pace=pace)
+    with pytest.raises(UpstreamFailed):
+        await _persistently(journey)(attempt)
+    assert seen == [(None, "client"), (None, "connection"), (None, "connection")]
+    assert event.sent == "all"

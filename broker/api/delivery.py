@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_after_delay
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_random_exponential
 
 from broker.api.sensitive import scan_of
@@ -108,17 +108,19 @@ def _persistently(delivery: Delivery) -> AsyncRetrying:
     """Again after a passing fault, as long as every byte of the file is still here."""
 
     def may_go_again(error: BaseException) -> bool:
-        if not (isinstance(error, PASSING) and delivery.file.start_over()):
-            return False
-        events.current().sent = None  # Coze said that it has nothing of it
+        return isinstance(error, PASSING) and delivery.file.start_over()
+
+    def before_next(_: RetryCallState) -> None:
+        """Until then nothing is under way: whoever stops the request now leaves no doubt behind."""
+        events.current().sent = None
         delivery.pace.wait_for("connection")
-        return True
 
     return AsyncRetrying(
         retry=retry_if_exception(may_go_again),
         stop=stop_after_attempt(MAX_ATTEMPTS)
         | stop_after_delay(delivery.broker.settings.broker_connect_timeout_seconds),
         wait=wait_random_exponential(multiplier=0.2, max=2),
+        before_sleep=before_next,
         reraise=True,
     )
 

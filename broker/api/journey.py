@@ -26,7 +26,7 @@ from broker.transfer.policy import too_large
 from broker.transfer.sniffing import FileTypes
 from broker.upstream.coze import StoredFile
 
-STORE_SECONDS = 20.0
+STORE_WAIT_SECONDS = 20.0
 """Longer than the store's own limits, and than the wait for the same request to be over."""
 KEPT_BYTES = 65_536
 """A file this small is read whole before Coze hears of it, and can be sent again."""
@@ -134,7 +134,7 @@ def _patience(broker: Services) -> Patience:
     return Patience(
         client=settings.broker_client_idle_seconds,
         slot=settings.broker_pool_wait_seconds,
-        store=STORE_SECONDS,
+        store=STORE_WAIT_SECONDS,
         credential=connect + read + 1,
         connection=connect + 1,
         upstream=read,

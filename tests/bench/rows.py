@@ -77,24 +77,14 @@ def _compared(used: list[list[Used]], size: Size) -> Found:
     theirs, ours, bare, spooled = ([each.cpu_seconds / gib for each in runs] for runs in used)
     on, off = ([each.seconds for each in runs] for runs in used[1:3])
     return {
-        "P1": _cpu_against(ours, theirs),
-        "P1b": _cpu_against(bare, theirs),
-        "P2": _cpu_against(ours, spooled),
+        "P1": _medians("broker", ours, "other", theirs),
+        "P1b": _medians("broker", bare, "other", theirs),
+        "P2": _medians("broker", ours, "other", spooled),
         "P10": {
-            **_hash_on_and_off(on, off),
+            **_medians("on", on, "off", off),
             "cpu_on": median(ours),
             "cpu_off": median(bare),
         },
-    }
-
-
-def _hash_on_and_off(on: list[float], off: list[float]) -> Values:
-    return {
-        "ratio": median(on) / median(off),
-        "on": median(on),
-        "off": median(off),
-        "runs_on": on,
-        "runs_off": off,
     }
 
 
@@ -116,13 +106,14 @@ def _rounds_of_large_files(compared: tuple[Server, ...], size: Size) -> list[lis
     return used
 
 
-def _cpu_against(broker: list[float], other: list[float]) -> Values:
+def _medians(name: str, runs: list[float], other_name: str, other: list[float]) -> Values:
+    """The medians of two sides, the one over the other, and every round."""
     return {
-        "ratio": median(broker) / median(other),
-        "broker": median(broker),
-        "other": median(other),
-        "runs_broker": broker,
-        "runs_other": other,
+        "ratio": median(runs) / median(other),
+        name: median(runs),
+        other_name: median(other),
+        f"runs_{name}": runs,
+        f"runs_{other_name}": other,
     }
 
 
