@@ -11,11 +11,15 @@ Refusal                                         status  retry  Coze's code
 │   ├── MissingCredential                          401           4100
 │   ├── InvalidCredential                          401           4100
 │   ├── ExpiredCredential                          401           4100
+│   ├── RevokedCredential                          401           4100
 │   ├── TokenUsed                                  401           4100
+│   ├── InvalidSignature                           401           4100
+│   ├── SignatureReplayed                          401           4100
 │   └── FinishDeadline                             401           4100
 ├── Forbidden                                      403           4101
 │   ├── WrongScope                                 403           4101
 │   ├── OriginNotAllowed                           403           4101
+│   ├── AddressNotAllowed                          403           4101
 │   └── SubjectNotAllowed                          403           4101
 ├── NotFound                                       404           4200
 ├── MethodNotAllowed                               405           4000
@@ -23,6 +27,7 @@ Refusal                                         status  retry  Coze's code
 ├── IdempotencyConflict                            409           4000
 │   ├── IdempotencyKeyReused                       409           4000
 │   └── IdempotencyInProgress                      409    yes    4000
+├── KeyRevoked                                     409           4000
 ├── TooLarge                                       413           4302
 ├── UnsupportedMediaType                           415           4300
 │   ├── TypeNotGranted                             415           4303
@@ -31,8 +36,14 @@ Refusal                                         status  retry  Coze's code
 ├── InvalidRequest                                 422           4000
 │   ├── TtlTooLong                                 422           4000
 │   ├── DigestMismatch                             422           4304
+│   ├── FileMismatch                               422           4304
 │   ├── ContentRefused                             422           4304
 │   └── NotScannable                               422           4302
+├── TooMany                                        429    yes    4013
+│   ├── RateLimited                                429    yes    4013
+│   ├── TooManyUploads                             429    yes    4013
+│   ├── TooManyFailures                            429    yes    4013
+│   └── UpstreamLimit                              429    yes    4013
 ├── HeadTooLarge                                   431           4000
 ├── ClientLeft                                     499           4000
 ├── InternalError                                  500           5000
@@ -46,6 +57,8 @@ Refusal                                         status  retry  Coze's code
 │   └── UpstreamCredentialRefused                  502           5000
 ├── Unavailable                                    503    yes    5000
 │   ├── StoreUnavailable                           503    yes    5000
+│   ├── AuditUnavailable                           503    yes    5000
+│   ├── IdentityProviderUnavailable                503    yes    5000
 │   ├── ScannerUnavailable                         503    yes    5000
 │   ├── NoFreeSlot                                 503    yes    4013
 │   ├── UpstreamBusy                               503    yes    4013
@@ -178,10 +191,31 @@ class ExpiredCredential(Unauthenticated):
     sentence = "The credential has expired. Get a fresh one just before it is used."
 
 
+class RevokedCredential(Unauthenticated):
+    code = "revoked_credential"
+    title = "The credential was revoked"
+    sentence = "The credential was revoked, or the key that it was minted with. Get a fresh one."
+
+
 class TokenUsed(Unauthenticated):
     code = "token_used"
     title = "The token was used before"
     sentence = "This token was good for one upload and was used already. Get a fresh one for each upload."
+
+
+class InvalidSignature(Unauthenticated):
+    code = "invalid_signature"
+    title = "The request's signature is not valid"
+    sentence = (
+        "The request's signature is not valid. Sign method, path, query and Content-Digest, with created, "
+        "nonce and keyid, within 30 seconds of sending."
+    )
+
+
+class SignatureReplayed(Unauthenticated):
+    code = "signature_replayed"
+    title = "The request was signed for one use"
+    sentence = "A request with this nonce came before. Sign every request anew."
 
 
 class FinishDeadline(Unauthenticated):
@@ -211,6 +245,12 @@ class OriginNotAllowed(Forbidden):
     code = "origin_not_allowed"
     title = "The origin is not allowed"
     sentence = "The credential can't be used from this origin."
+
+
+class AddressNotAllowed(Forbidden):
+    code = "address_not_allowed"
+    title = "The address is not allowed"
+    sentence = "The key can't be used from this network address."
 
 
 class SubjectNotAllowed(Forbidden):
@@ -265,6 +305,13 @@ class IdempotencyInProgress(IdempotencyConflict):
     title = "The same request is still running"
     sentence = "The upload with this Idempotency-Key is still running. Send it again shortly."
     retryable = True
+
+
+class KeyRevoked(Refusal):
+    code = "key_revoked"
+    status = 409
+    title = "The key is revoked"
+    sentence = "The key is revoked, and stays so. Make another one."
 
 
 class TooLarge(Refusal):
@@ -326,6 +373,13 @@ class DigestMismatch(InvalidRequest):
     coze_code = 4304
 
 
+class FileMismatch(InvalidRequest):
+    code = "file_mismatch"
+    title = "Coze's file is not the announced one"
+    sentence = "What Coze has under this file_id is not the file that the token was minted for."
+    coze_code = 4304
+
+
 class ContentRefused(InvalidRequest):
     """What the scanner found is for the log alone: it would tell an attacker what to change."""
 
@@ -345,6 +399,39 @@ class NotScannable(InvalidRequest):
         "Nothing was stored. The operator can raise the scanner's limits."
     )
     coze_code = 4302
+
+
+class TooMany(Refusal):
+    code = "too_many"
+    status = 429
+    title = "Too many requests"
+    sentence = "Too many requests. Wait as long as Retry-After says."
+    retryable = True
+    coze_code = 4013
+
+
+class RateLimited(TooMany):
+    code = "rate_limited"
+    title = "The rate limit is reached"
+    sentence = "The rate limit is reached. Wait as long as Retry-After says."
+
+
+class TooManyUploads(TooMany):
+    code = "too_many_uploads"
+    title = "As many uploads are running as may"
+    sentence = "As many uploads are running as this caller may have. Send this one when another is done."
+
+
+class TooManyFailures(TooMany):
+    code = "too_many_failures"
+    title = "Too many credentials that are not valid"
+    sentence = "Too many credentials that are not valid came from this address. Wait as Retry-After says."
+
+
+class UpstreamLimit(TooMany):
+    code = "upstream_limit"
+    title = "Coze takes no more uploads for now"
+    sentence = "The account has as many uploads a second as Coze takes. Send it again as Retry-After says."
 
 
 class HeadTooLarge(Refusal):
@@ -443,6 +530,18 @@ class StoreUnavailable(Unavailable):
     code = "store_unavailable"
     title = "The store can't be used"
     sentence = "The broker's store can't be used right now, so nobody is let in. Try again shortly."
+
+
+class AuditUnavailable(Unavailable):
+    code = "audit_unavailable"
+    title = "The audit can't be written"
+    sentence = "The broker can't write its audit, and does nothing of this kind unseen. Try again shortly."
+
+
+class IdentityProviderUnavailable(Unavailable):
+    code = "identity_provider_unavailable"
+    title = "The identity provider can't be asked"
+    sentence = "The broker can't get the identity provider's keys. Try again shortly."
 
 
 class ScannerUnavailable(Unavailable):

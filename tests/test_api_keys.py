@@ -54,7 +54,7 @@ def test_a_key_is_shown_this_once_and_kept_as_an_hmac(broker: Broker) -> None:
     assert [path.name for path in [*files, broker.log] if secret_part in path.read_bytes()] == []
     pepper = (data_dir(broker) / "key-pepper").read_bytes()
     with sqlite3.connect(data_dir(broker) / "broker.db") as database:
-        row = database.execute("SELECT hash FROM api_keys WHERE id = ?", (created["id"],)).fetchone()
+        row = database.execute("SELECT hash FROM api_key_secrets WHERE key_id = ?", (created["id"],)).fetchone()
     database.close()
     assert row[0] == hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
 

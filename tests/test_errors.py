@@ -97,7 +97,7 @@ def test_a_refusal_speaks_to_its_caller(refusal: type[Refusal]) -> None:
     made = refusal(log="for the operator alone")
     for render in (rendering.problem, rendering.coze_envelope):
         assert "operator alone" not in str(render(made, "id"))
-    assert refusal.retryable is False or refusal.status in (408, 409, 502, 503, 504)
+    assert refusal.retryable is False or refusal.status in (408, 409, 429, 502, 503, 504)
 
 
 def test_retry_after_is_told_in_the_header_and_in_the_body() -> None:

@@ -23,6 +23,7 @@ from broker.auth import scopes as known_scopes
 from broker.errors import ExpiredCredential, InvalidCredential
 from broker.settings import PUBLISHABLE_PREFIX, SECRET_PREFIX
 from broker.state.database import Database
+from broker.state.database import api_key_secrets as secrets_table
 from broker.state.database import api_keys as table
 from broker.state.recent import Recent
 from broker.state.uninterrupted import uninterrupted
@@ -33,6 +34,7 @@ ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 RANDOM_LENGTH = 40
 CHECKSUM_LENGTH = 6
 MAX_NAME_LENGTH = 200
+_JOINED = sa.select(table, secrets_table.c.hint).join(secrets_table, secrets_table.c.key_id == table.c.id)
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,21 @@ class ApiKeys:
             **vars(key),
             "scopes": list(granted),
             "origins": list(allowed_origins),
-            "hash": self._hash(secret),
+            "rights": {},
+            "updated_at": key.created_at,
         }
+        shown = {"hint": row.pop("hint"), "created_at": key.created_at}
+        secret_row = {"hash": self._hash(secret), "key_id": key.id, **shown}
         async with self._database.transaction() as connection:
             await connection.execute(sa.insert(table).values(row))
+            await connection.execute(sa.insert(secrets_table).values(secret_row))
         return key, secret
 
     @uninterrupted
     async def list(self) -> list[ApiKey]:
         """All keys, the oldest first, revoked ones too."""
         async with self._database.transaction() as connection:
-            rows = await connection.execute(sa.select(table).order_by(table.c.created_at, table.c.id))
+            rows = await connection.execute(_JOINED.order_by(table.c.created_at, table.c.id))
             return [_key(row._mapping) for row in rows]
 
     @uninterrupted
@@ -152,7 +158,7 @@ class ApiKeys:
     @uninterrupted
     async def _find(self, digest: str) -> ApiKey | None:
         async with self._database.transaction() as connection:
-            result = await connection.execute(sa.select(table).where(table.c.hash == digest))
+            result = await connection.execute(_JOINED.where(secrets_table.c.hash == digest))
             row = result.mappings().first()
         return None if row is None else _key(row)
 

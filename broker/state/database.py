@@ -27,19 +27,44 @@ api_keys = sa.Table(
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("name", sa.String(200), nullable=False),
-    sa.Column("hash", sa.String(64), nullable=False, unique=True),
-    sa.Column("hint", sa.String(32), nullable=False),
+    sa.Column("owner", sa.String(200), nullable=False, server_default=""),
     sa.Column("scopes", sa.JSON, nullable=False),
     sa.Column("origins", sa.JSON, nullable=False),
+    sa.Column("rights", sa.JSON, nullable=False, server_default="{}"),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("last_used_at", sa.BigInteger, nullable=True),
     sa.Column("expires_at", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("revoked_at", sa.BigInteger, nullable=True),
 )
+
+api_key_secrets = sa.Table(
+    "api_key_secrets",
+    metadata,
+    sa.Column("hash", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.String(32), nullable=False, index=True),
+    sa.Column("hint", sa.String(32), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, server_default="0"),
+)
+"""A key's secrets: one, or after a rotation the old one too until its grace is over (0: never)."""
+
+revocations = sa.Table(
+    "revocations",
+    metadata,
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("revoked_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
+)
+"""Tokens that are not good any more: one by its ``jti``, or all that a subject or key had until then."""
 
 claims = sa.Table(
     "claims",
     metadata,
     sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("used", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("holder", sa.String(200), nullable=True),
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
 )
 
@@ -125,7 +150,7 @@ class Database:
 STORE_SECONDS = 5.0
 """How long the database may take to connect, to give a connection, and to answer."""
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 
 
 def _engine(url: sa.URL) -> AsyncEngine:

@@ -1,0 +1,27 @@
+"""Every setting, read once from the environment and ``.env``, checked together, reported together."""
+
+from broker.settings.addresses import http_url, is_loopback, is_origin, not_an_origin, origin_of
+from broker.settings.checks import problems, warnings
+from broker.settings.fields import COZE_FILE_TYPES, PUBLISHABLE_PREFIX, SECRET_PREFIX, Settings
+from broker.settings.oauth_app import OAuthApp
+from broker.settings.reading import SettingsError, load, load_for_store, read, source_of
+
+__all__ = [
+    "COZE_FILE_TYPES",
+    "PUBLISHABLE_PREFIX",
+    "SECRET_PREFIX",
+    "OAuthApp",
+    "Settings",
+    "SettingsError",
+    "http_url",
+    "is_loopback",
+    "is_origin",
+    "load",
+    "load_for_store",
+    "not_an_origin",
+    "origin_of",
+    "problems",
+    "read",
+    "source_of",
+    "warnings",
+]

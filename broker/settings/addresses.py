@@ -1,0 +1,54 @@
+"""Origins, addresses of this machine, and how they are written."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names addresses
+"""Addresses to listen on that are none to be reached at, and what reaches them from this machine."""
+
+
+def origin_of(url: str) -> str:
+    """The origin of a URL as a browser writes it: lower case, no port where it is the usual one."""
+    parts = urlsplit(url)
+    usual_port = {"http": 80, "https": 443}.get(parts.scheme)
+    port = "" if parts.port in (None, usual_port) else f":{parts.port}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else (parts.hostname or "")
+    return f"{parts.scheme}://{host}{port}"
+
+
+def http_url(host: str, port: int) -> str:
+    """The address of a server on this machine; an IPv6 address gets its brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_origin(value: str) -> bool:
+    """Whether ``value`` is exactly what a browser would send in ``Origin``; ``*`` and ``null`` are not."""
+    try:
+        return bool(_ORIGIN.fullmatch(value)) and origin_of(value) == value
+    except ValueError:
+        return False
+
+
+# Browsers write a host in ASCII; a wildcard is no host, and would match nothing.
+_ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def not_an_origin(value: str) -> str:
+    """What to tell whoever wrote ``value`` where an origin belongs."""
+    return (
+        f"{value!r} is not an origin. Write it as a browser does, "
+        "like https://app.example.com; '*' is never allowed."
+    )
