@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
@@ -26,9 +27,16 @@ def uninterrupted(
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            await asyncio.wait([work])
+            await _over(work)
             if not work.cancelled():
                 work.exception()  # its caller is not there to hear it
             raise
 
     return run
+
+
+async def _over(work: asyncio.Task[Any]) -> None:
+    """Until it is done, however often its caller is cancelled meanwhile; the database has time limits."""
+    while not work.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([work])
