@@ -467,8 +467,14 @@ async def test_callers_that_are_cancelled_leave_no_lock_behind(
         async with asyncio.timeout(2):
             assert await claims.claim(f"after {chance.random()}", ttl_seconds=60)
     await database.close()
-    threads = [thread for thread in threading.enumerate() if "_connection_worker" in thread.name]
-    assert threads == [], "a connection that nobody closed"
+    for thread in connection_threads():
+        thread.join(timeout=2)
+    assert connection_threads() == [], "a connection that nobody closed"
+
+
+def connection_threads() -> list[threading.Thread]:
+    """One for each open connection to SQLite."""
+    return [thread for thread in threading.enumerate() if "_connection_worker" in thread.name]
 
 
 def cancel_again_and_again(task: asyncio.Task[None], *, after_seconds: float) -> None:
