@@ -39,6 +39,34 @@ async def test_an_answer_is_good_for_a_second_from_when_it_was_asked_for() -> No
     assert store.asked == ["a", "a"]
 
 
+async def test_an_answer_of_another_generation_is_asked_for_again() -> None:
+    store = Store()
+    for generation in (1, 1, 2, 2, 1):
+        assert await store.recent.get("a", generation) == "A"
+    assert store.asked == ["a", "a", "a"]
+
+
+async def test_who_knows_of_a_change_does_not_wait_for_an_answer_from_before_it() -> None:
+    store = Store()
+    store.may_answer.clear()
+    before = asyncio.ensure_future(store.recent.get("a", 1))
+    after = asyncio.ensure_future(store.recent.get("a", 2))
+    while len(store.asked) < 2:
+        await asyncio.sleep(0)
+    store.may_answer.set()
+    assert (await before, await after) == ("A", "A")
+    await store.recent.get("a", 2)
+    assert store.asked == ["a", "a"], "the later answer is the one that is kept"
+
+
+async def test_without_a_generation_nothing_is_kept() -> None:
+    store = Store()
+    await store.recent.get("a")
+    for _ in range(2):
+        assert await store.recent.get("a", None) == "A"
+    assert store.asked == ["a", "a", "a"]
+
+
 async def test_what_is_forgotten_is_asked_for_again() -> None:
     store = Store()
     await store.recent.get("a")

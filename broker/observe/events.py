@@ -13,6 +13,21 @@ from typing import Any, Literal
 
 Sent = Literal["nothing", "part", "all"]
 """How much of a body Coze may have."""
+Action = Literal[
+    "token.mint",
+    "token.revoke",
+    "upload",
+    "upload.complete",
+    "key.create",
+    "key.update",
+    "key.rotate",
+    "key.revoke",
+    "signing_key.rotate",
+    "refusal",
+    "audit.gap",
+    "audit.doubt",
+]
+"""``audit.gap``: rows were lost. ``audit.doubt``: what the writer found was not as it was left."""
 
 
 @dataclass(slots=True)
@@ -26,9 +41,13 @@ class Event:
     client_ip: str | None = None
     origin: str | None = None
     status: int | None = None
+    action: Action | None = None
+    """What the caller came for; None for what the audit leaves out."""
     # who
     caller: str | None = None
     key_id: str | None = None
+    key_hint: str | None = None
+    """Which of the key's secrets it was."""
     token_id: str | None = None
     subject: str | None = None
     # what
@@ -46,6 +65,12 @@ class Event:
     code: str | None = None
     log: str | None = None
     logid: str | None = None
+    # for whoever ends the request
+    limit_headers: dict[str, str] | None = None
+    audited: bool = False
+    """Whether its row is in the audit already."""
+    token_spent: bool = False
+    """Whether one of its token's uses was taken."""
 
     def record(self) -> dict[str, Any]:
         """The record as flat values, without what is not known."""
@@ -54,7 +79,8 @@ class Event:
         return {name: value for name, value in known.items() if value is not None}
 
 
-_RECORDED = tuple(name for name in Event.__dataclass_fields__ if name != "started")
+_UNRECORDED = ("started", "limit_headers", "audited", "token_spent")
+_RECORDED = tuple(name for name in Event.__dataclass_fields__ if name not in _UNRECORDED)
 _current: ContextVar[Event | None] = ContextVar("event", default=None)
 
 

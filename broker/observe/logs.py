@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
+import os
 import sys
 from typing import Any, Literal
 
@@ -13,10 +13,9 @@ from structlog.typing import EventDict, Processor
 
 from broker.observe import events
 from broker.observe.events import Event
+from broker.observe.redaction import redacted
 
 LogFormat = Literal["auto", "json", "console"]
-CREDENTIAL = re.compile(r"\b(pat_|sat_|czs_|czu_|cub_sk_|cub_pk_|eyJ)[\w.~+/=-]{8,}")
-"""Coze's tokens, our keys, and JWTs, by what they begin with."""
 NOISY = ("aiosqlite", "alembic", "asyncio", "httpx", "httpcore", "uvicorn.access")
 
 # Without the values of local variables: among them are credentials.
@@ -55,6 +54,7 @@ def _shared() -> list[Processor]:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _with_process_id,
         _with_request_id,
     ]
 
@@ -75,6 +75,12 @@ def _formatter(*, console: bool) -> logging.Formatter:
     )
 
 
+def _with_process_id(_: Any, __: str, line: EventDict) -> EventDict:
+    """Which of the workers writes; all of them write to one place."""
+    line["pid"] = os.getpid()
+    return line
+
+
 def _with_request_id(_: Any, __: str, line: EventDict) -> EventDict:
     """Whatever is logged while a request is served can be found by its id, the libraries' lines too."""
     if events.is_open():
@@ -84,11 +90,7 @@ def _with_request_id(_: Any, __: str, line: EventDict) -> EventDict:
 
 def _without_credentials(_: Any, __: str, line: EventDict) -> EventDict:
     """The last line of defence: what others wrote, Coze in its answers for one, may repeat a credential."""
-    return {name: _redacted(value) for name, value in line.items()}
-
-
-def _redacted(value: Any) -> Any:
-    return CREDENTIAL.sub(r"\1(redacted)", value) if isinstance(value, str) else value
+    return {name: redacted(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 def _without_uvicorn_colours(_: Any, __: str, event: EventDict) -> EventDict:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from broker.errors import StoreUnavailable
 from broker.observe import snapshot
+from broker.state import schema
 from broker.state.uninterrupted import uninterrupted
 
 metadata = sa.MetaData()
@@ -81,6 +84,54 @@ idempotency = sa.Table(
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
 )
 
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column(
+        "seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False
+    ),
+    sa.Column("at", sa.Double, nullable=False, index=True),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("result", sa.String(64), nullable=False),
+    sa.Column("caller", sa.String(32)),
+    sa.Column("key_id", sa.String(64)),
+    sa.Column("key_hint", sa.String(32)),
+    sa.Column("subject", sa.String(200)),
+    sa.Column("token", sa.String(32)),
+    sa.Column("client_ip", sa.String(64)),
+    sa.Column("origin", sa.String(200)),
+    sa.Column("route", sa.String(16)),
+    sa.Column("bytes", sa.BigInteger),
+    sa.Column("file_id", sa.String(64)),
+    sa.Column("request_id", sa.String(64)),
+    sa.Column("logid", sa.String(128)),
+    sa.Column("status", sa.Integer),
+    sa.Column("method", sa.String(16)),
+    sa.Column("path", sa.String(200)),
+    sa.Column("detail", sa.Text),
+    sa.Column("previous_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+"""Who did what. The database itself refuses to change or delete a row; the hashes prove it (state/audit)."""
+
+audit_head = sa.Table(
+    "audit_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("seal", sa.String(64), nullable=False),
+)
+"""One row: the last row of the audit, sealed with a key that is not in the database."""
+
+audit_spools = sa.Table(
+    "audit_spools",
+    metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("lines", sa.BigInteger, nullable=False),
+)
+"""How much of a spooled file is in the audit already."""
+
 
 class Database:
     """A pool of connections to one database.
@@ -93,17 +144,45 @@ class Database:
         self.url = make_url(url)
         self.engine = _engine(self.url)
         self._has_failed = False
+        errors = _errors_of_driver(is_sqlite=self.is_sqlite)
+        self._integrity_error: type[Exception] = errors[0]
+        self._faults: tuple[type[Exception], ...] = (*errors[1], DBAPIError, PoolTimeoutError, OSError)
         pool = self.engine.pool
         if isinstance(pool, sa.QueuePool):
             snapshot.count("database_connections_in_use", pool.checkedout)
 
-    async def migrate(self) -> None:
-        """Bring the schema up to date; makes the database and its folder where there is none."""
-        if self.url.get_backend_name() == "sqlite" and self.url.database:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if await self._is_current():
-            return
-        await asyncio.to_thread(_upgrade, self.url.render_as_string(hide_password=False))
+    async def make_ready(self) -> None:
+        """SQLite, which is this broker's alone, is brought up to date; PostgreSQL must be, by its operator.
+
+        Raises :class:`~broker.state.schema.SchemaError` when it is not, or is of a newer version.
+        """
+        if self.file is not None:
+            await self.migrate()
+        else:
+            schema.check_current(await self.revision())
+
+    async def migrate(self) -> str | None:
+        """Bring the schema up to date; makes the database and its folder where there is none.
+
+        Returns the revision that it was at. Raises :class:`~broker.state.schema.SchemaError` when a newer
+        version made it.
+        """
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            revision = await self.revision()
+        except OperationalError:  # locked by one who makes it at this moment; whoever migrates waits for that
+            revision = None
+        schema.check_known(revision)
+        if revision == schema.HEAD_REVISION:
+            return revision
+        return await asyncio.to_thread(schema.upgrade, self.url.render_as_string(hide_password=False))
+
+    async def revision(self) -> str | None:
+        """The revision that the schema is at; None where there is none yet. Makes nothing."""
+        if self.file is not None and not self.file.exists():
+            return None
+        return await schema.revision_of(self.engine)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -119,6 +198,31 @@ class Database:
         except (DBAPIError, PoolTimeoutError, OSError) as error:
             self._has_failed = True
             raise StoreUnavailable(log=f"{type(error).__name__}: {error}") from error
+
+    @asynccontextmanager
+    async def driver(self) -> AsyncIterator[Any]:
+        """The driver's own connection, aiosqlite's or asyncpg's, for what is done so often that it must cost
+        little. Whoever uses it commits for himself. Errors surface as in a ``transaction``.
+
+        To be used by what is ``uninterrupted`` alone.
+        """
+        try:
+            async with self.engine.connect() as connection:
+                yield (await connection.get_raw_connection()).driver_connection
+        except self._integrity_error as error:
+            raise IntegrityError(None, None, error) from error
+        except self._faults as error:
+            self._has_failed = True
+            raise StoreUnavailable(log=f"{type(error).__name__}: {error}") from error
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT that may have an ``ON CONFLICT``: both dialects know it, and SQLAlchemy has it twice."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite, and else PostgreSQL."""
+        return self.url.get_backend_name() == "sqlite"
 
     @uninterrupted
     async def ping(self) -> None:
@@ -137,20 +241,14 @@ class Database:
         """Close every connection."""
         await self.engine.dispose()
 
-    async def _is_current(self) -> bool:
-        """Asked of the database itself: importing the migration tool would double the time to start."""
-        try:
-            async with self.engine.connect() as connection:
-                version = await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-        except SQLAlchemyError:
-            return False
-        return bool(version == HEAD_REVISION)
+    @property
+    def file(self) -> Path | None:
+        """Where SQLite keeps it; None for a database of another kind."""
+        return Path(self.url.database) if self.is_sqlite and self.url.database else None
 
 
 STORE_SECONDS = 5.0
 """How long the database may take to connect, to give a connection, and to answer."""
-
-HEAD_REVISION = "0003"
 
 
 def _engine(url: sa.URL) -> AsyncEngine:
@@ -165,19 +263,18 @@ def _engine(url: sa.URL) -> AsyncEngine:
     return engine
 
 
+def _errors_of_driver(*, is_sqlite: bool) -> tuple[type[Exception], tuple[type[Exception], ...]]:
+    """What the driver raises: where a row is there already, and at all."""
+    if is_sqlite:
+        return sqlite3.IntegrityError, (sqlite3.Error,)
+    import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
+
+    return asyncpg.IntegrityConstraintViolationError, (asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
 def _tune_sqlite(connection: Any, _: Any) -> None:
     """WAL lets readers and the writer work side by side, and survives a crash of the process."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
-
-
-def _upgrade(url: str) -> None:
-    from alembic import command  # noqa: PLC0415 - a third of a second, and seldom needed
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", "broker.state:migrations")
-    config.attributes["url"] = url
-    command.upgrade(config, "head")

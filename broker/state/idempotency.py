@@ -91,10 +91,15 @@ class IdempotencyRecords:
         if not await self._change(begun, state="committing", sha256=sha256, lease_until=lease_until):
             raise StoreUnavailable(log="the idempotency key was taken over: its lease had run out")
 
-    async def finish(self, begun: Begun, answer: dict[str, Any] | None) -> None:
-        """Keep the answer, or that there is none and nobody knows; from here on it stays so."""
+    async def finish(
+        self, begun: Begun, answer: dict[str, Any] | None, *, ttl_seconds: int | None = None
+    ) -> None:
+        """Keep the answer, or that there is none and nobody knows; from here on it stays so, for as long as
+        any row is kept or for ``ttl_seconds``.
+        """
         state: State = "unknown" if answer is None else "done"
-        await self._change(begun, state=state, answer=answer, expires_at=self._expiry())
+        expires_at = self._expiry() if ttl_seconds is None else int(self._now()) + ttl_seconds
+        await self._change(begun, state=state, answer=answer, expires_at=expires_at)
 
     @uninterrupted
     async def forget(self, begun: Begun) -> None:
@@ -115,6 +120,9 @@ class IdempotencyRecords:
         row = await self._row(name)
         if row is None:
             return None  # it was forgotten in this moment; try again
+        if row["state"] != "running" and row["expires_at"] <= self._now():
+            await self.forget(Begun(name, row["owner"]))
+            return await self._try_to_begin(name, fingerprint)
         if row["fingerprint"] != fingerprint:
             raise IdempotencyKeyReused
         if row["state"] in ("done", "unknown"):

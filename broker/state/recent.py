@@ -15,11 +15,12 @@ Value = TypeVar("Value")
 
 class _Entry(NamedTuple, Generic[Value]):
     asked_at: float
+    generation: object
     answer: asyncio.Future[Value | None]
 
 
 class Recent(Generic[Value]):
-    """Answers that are good for ``seconds`` from the moment they were asked for.
+    """Answers that are good for ``seconds`` from the moment they were asked for, in the same generation.
 
     Only what was found is kept: neither that there is nothing, nor that the store failed.
     """
@@ -39,11 +40,16 @@ class Recent(Generic[Value]):
         self._entries: dict[str, _Entry[Value]] = {}
         """The oldest first."""
 
-    async def get(self, name: str) -> Value | None:
-        """What ``find`` says, or said a moment ago. Whoever asks while it looks waits for the same answer."""
+    async def get(self, name: str, generation: object = 0) -> Value | None:
+        """What ``find`` says, or said a moment ago. Whoever asks while it looks waits for the same answer.
+
+        What was asked for in another ``generation`` is not good any more; when it is None, nothing is.
+        """
+        if generation is None:
+            return await self._find(name)
         entry = self._entries.get(name)
-        if entry is None or self._is_old(entry):
-            entry = self._ask(name)
+        if entry is None or entry.generation != generation or self._is_old(entry):
+            entry = self._ask(name, generation)
         if entry.answer.done():
             return entry.answer.result()
         # One who is cancelled leaves; the others still wait.
@@ -53,10 +59,10 @@ class Recent(Generic[Value]):
         """Nothing that was looked up so far is good any more."""
         self._entries.clear()
 
-    def _ask(self, name: str) -> _Entry[Value]:
+    def _ask(self, name: str, generation: object) -> _Entry[Value]:
         self._entries.pop(name, None)
         self._make_room()
-        entry = _Entry(self._now(), asyncio.ensure_future(self._find(name)))
+        entry = _Entry(self._now(), generation, asyncio.ensure_future(self._find(name)))
         self._entries[name] = entry
         entry.answer.add_done_callback(lambda _: self._settle(name, entry))
         return entry

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ from tests.support import needs
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
+    """Where the tests' PostgreSQL server is."""
+    with running_postgresql() as address:
+        yield address
+
+
+@contextmanager
+def running_postgresql() -> Iterator[str]:
     """A PostgreSQL server of its own on a free port; it refuses to run as root."""
     initdb = Path(needs.executable("initdb", "/usr/lib/postgresql/*/bin/initdb"))
     pytest.importorskip("asyncpg")
@@ -48,7 +56,11 @@ def url(request: pytest.FixtureRequest, folder: Path) -> str:
     """Where an empty database is."""
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{folder / 'data' / 'broker.db'}"
-    address: str = request.getfixturevalue("postgresql")
+    return new_database(request.getfixturevalue("postgresql"))
+
+
+def new_database(address: str) -> str:
+    """Where an empty database is, on the server at ``address``."""
     name = f"test_{os.urandom(4).hex()}"
     subprocess.run([*psql(address), "-c", f"CREATE DATABASE {name}"], check=True, capture_output=True)
     return address.removesuffix("postgres") + name

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from broker.state.database import metadata
+from broker.state.schema import check_known
 
 # Any number will do, as long as nobody else takes the same lock in this database.
 LOCK = 0xC02E_B40C
@@ -19,6 +20,9 @@ def _run(connection: Connection) -> None:
     is_sqlite = connection.dialect.name == "sqlite"
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_sqlite else f"SELECT pg_advisory_xact_lock({LOCK})")
     context.configure(connection=connection, target_metadata=metadata)
+    before = context.get_context().get_current_revision()
+    check_known(before)
+    context.config.attributes["before"] = before
     with context.begin_transaction():
         context.run_migrations()
 

@@ -43,7 +43,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Keep the newest secret of each key."""
+    """Keep the newest secret of each key; one that has none left gets a hash that nothing has."""
     op.drop_column("claims", "holder")
     op.drop_column("claims", "used")
     op.drop_table("revocations")
@@ -52,9 +52,12 @@ def downgrade() -> None:
         keys.add_column(sa.Column("hint", sa.String(32), nullable=False, server_default=""))
         for name in ("owner", "rights", "updated_at", "last_used_at"):
             keys.drop_column(name)
-    for name in ("hash", "hint"):
-        op.execute(
-            f"UPDATE api_keys SET {name} = (SELECT s.{name} FROM api_key_secrets s "  # noqa: S608 - two words
-            "WHERE s.key_id = api_keys.id ORDER BY s.expires_at, s.created_at DESC LIMIT 1)"
+    for name, none_left in (("hash", "id"), ("hint", "''")):
+        newest = (
+            f"SELECT s.{name} FROM api_key_secrets s WHERE s.key_id = api_keys.id "  # noqa: S608 - two words
+            "ORDER BY s.expires_at <> 0, s.expires_at DESC, s.created_at DESC LIMIT 1"
         )
+        op.execute(f"UPDATE api_keys SET {name} = COALESCE(({newest}), {none_left})")  # noqa: S608
+    with op.batch_alter_table("api_keys") as keys:
+        keys.create_unique_constraint("api_keys_hash_key", ["hash"])
     op.drop_table("api_key_secrets")
