@@ -1,77 +1,171 @@
-"""API keys: their form, their hash, and the table they live in.
+"""API keys: the table they live in, and what was just read of it.
 
-A key reads ``cub_sk_<40 random characters><6 of checksum>`` (secret, for servers) or ``cub_pk_…``
-(publishable, for pages). The prefix lets scanners find a leaked key; the checksum refuses a mistyped
-one without a look-up. Only an HMAC of the key is kept.
+Only an HMAC of a key's secret is kept. A key may have several secrets for a while: after a rotation the old
+ones are good until their grace is over.
 """
 
 from __future__ import annotations
 
-import hashlib
+import builtins
 import hmac
 import secrets
-import string
 import time
-import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
-import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.auth import scopes as known_scopes
+from broker.auth import key_rows, key_rules
+from broker.auth.api_key import ApiKey, KeySecret
+from broker.auth.key_format import KeyKind, generate, hint, is_well_formed
+from broker.auth.key_hashing import KeyHashing
+from broker.auth.key_rules import KeyRulesError
+from broker.auth.last_use import LastUse
+from broker.auth.rights import Rights
 from broker.errors import ExpiredCredential, InvalidCredential
-from broker.settings import PUBLISHABLE_PREFIX, SECRET_PREFIX
+from broker.observe.events import Action
 from broker.state.database import Database
-from broker.state.database import api_key_secrets as secrets_table
-from broker.state.database import api_keys as table
+from broker.state.generation import AlwaysAsk, Generation, announce
 from broker.state.recent import Recent
 from broker.state.uninterrupted import uninterrupted
 
-KeyKind = Literal["secret", "publishable"]
-PREFIXES: dict[KeyKind, str] = {"secret": SECRET_PREFIX, "publishable": PUBLISHABLE_PREFIX}
-ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
-RANDOM_LENGTH = 40
-CHECKSUM_LENGTH = 6
-MAX_NAME_LENGTH = 200
-_JOINED = sa.select(table, secrets_table.c.hint).join(secrets_table, secrets_table.c.key_id == table.c.id)
+__all__ = ["ApiKey", "ApiKeys", "KeyRulesError", "Page", "Witness"]
+
+
+Witness = Callable[[AsyncConnection, Action, ApiKey], Awaitable[None]]
+"""Told of each change within its transaction: what it can't write down is not done."""
 
 
 @dataclass(frozen=True)
-class ApiKey:
-    """What is known of a key: everything but the key. Times are Unix seconds; ``expires_at`` 0 is never."""
+class Page:
+    """Some of the keys that were asked for, and where the next ones begin; None at the end."""
 
-    id: str
-    kind: KeyKind
-    name: str
-    hint: str
-    scopes: tuple[str, ...]
-    origins: tuple[str, ...]
-    created_at: int
-    expires_at: int
-    revoked_at: int | None
-
-    def allows_origin(self, origin: str | None) -> bool:
-        """Whether the key may be used from ``origin``; a key without origins may be used from any."""
-        return not self.origins or origin in self.origins
-
-
-class KeyRulesError(ValueError):
-    """A key that was asked for can't be made; the message says why."""
+    keys: tuple[ApiKey, ...]
+    next_cursor: str | None
 
 
 class ApiKeys:
     """The keys in the database.
 
-    What ``authenticate`` found is good for a second: so much later at most, a key that another process
-    revoked is refused. Whatever changes a key here calls ``_recent.forget()``, and it shows at once.
+    What was found is good for a second at most, and only in the same generation: whatever changes a key
+    bumps it, so that every process looks again.
     """
 
-    def __init__(self, database: Database, pepper: bytes, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        pepper: bytes,
+        now: Callable[[], float] = time.time,
+        *,
+        generation: Generation | None = None,
+        witness: Witness | None = None,
+    ) -> None:
         self._database = database
-        self._pepper = pepper
         self._now = now
-        self._recent = Recent(self._find)
+        self._generation = generation or AlwaysAsk()
+        self._witness = witness
+        self._by_secret = Recent(self._find_by_secret)
+        self._by_id = Recent(self.find)
+        self.hashing = KeyHashing(pepper)
+        self.last_use = LastUse(database, now)
+
+    # --- who is it? -----------------------------------------------------------------------------
+
+    async def authenticate(self, secret: str, *, generation: object = None) -> ApiKey:
+        """The key that ``secret`` is, with the one of its secrets that was ``used``; its last use is noted.
+
+        ``generation`` is the current one, for whoever knows it already.
+        Raises :class:`InvalidCredential` (unknown, mistyped or revoked: not told apart) or
+        :class:`ExpiredCredential`: the key's time, or the grace of this secret, is over.
+        """
+        if not is_well_formed(secret):
+            raise InvalidCredential(log="API key with a wrong checksum")
+        digest = self.hashing.hash(secret)
+        key = await self._by_secret.get(digest, self._current(generation))
+        if key is None or key.used is None or not hmac.compare_digest(key.used.hash, digest):
+            raise InvalidCredential(log="API key unknown")
+        self._check_is_live(key, key.used)
+        self.last_use.touch(key.id)
+        return key
+
+    async def by_id(self, key_id: str, *, generation: object = None) -> ApiKey | None:
+        """The key with this id, as it was a moment ago at most; None when it is unknown or revoked.
+
+        One that has expired is found: what was begun with it may be finished.
+        """
+        key = await self._by_id.get(key_id, self._current(generation))
+        return None if key is None or key.revoked_at is not None else key
+
+    async def signing_secrets(self, key_id: str, *, generation: object = None) -> builtins.list[bytes]:
+        """What requests of this key may be signed with now, the newest first: 32 bytes for each live secret.
+
+        None at all for a key that is unknown, revoked, expired, or publishable.
+        """
+        key, now = await self.by_id(key_id, generation=generation), self._now()
+        if key is None or key.kind != "secret" or key.has_expired(now):
+            return []
+        return [self.hashing.signing_secret(each.hash) for each in key.secrets if each.is_live(now)]
+
+    def _current(self, generation: object) -> object:
+        return self._generation.current() if generation is None else generation
+
+    def _check_is_live(self, key: ApiKey, used: KeySecret) -> None:
+        now = self._now()
+        if key.revoked_at is not None:
+            raise InvalidCredential(log=f"API key {key.id} is revoked")
+        if key.has_expired(now):
+            raise ExpiredCredential(log=f"API key {key.id} has expired")
+        if not used.is_live(now):
+            raise ExpiredCredential(log=f"API key {key.id} was rotated: {used.hint} is over")
+
+    # --- what is there? -------------------------------------------------------------------------
+
+    @uninterrupted
+    async def find(self, key_id: str) -> ApiKey | None:
+        """The key with this id as it is, revoked ones too."""
+        async with self._database.transaction() as connection:
+            return await key_rows.find(connection, key_id)
+
+    @uninterrupted
+    async def list(
+        self,
+        *,
+        limit: int = 100,
+        cursor: str | None = None,
+        owner: str | None = None,
+        kind: KeyKind | None = None,
+        active_only: bool = False,
+    ) -> Page:
+        """At most ``limit`` keys, the oldest first, from where an earlier page's ``next_cursor`` says.
+
+        Raises :class:`KeyRulesError` for a cursor that is none.
+        """
+        active_at = self._now() if active_only else None
+        wanted = key_rows.conditions(owner=owner, kind=kind, active_at=active_at, cursor=cursor)
+        async with self._database.transaction() as connection:
+            found = await key_rows.read(connection, *wanted, order=key_rows.OLDEST_FIRST, limit=limit + 1)
+        return _page(found, limit)
+
+    @uninterrupted
+    async def newest(self, *, limit: int, offset: int = 0) -> Page:
+        """At most ``limit`` keys that are not revoked, the newest first; for callers that count pages."""
+        async with self._database.transaction() as connection:
+            found = await key_rows.read(
+                connection,
+                key_rows.not_revoked(),
+                order=key_rows.NEWEST_FIRST,
+                limit=limit + 1,
+                offset=offset,
+            )
+        return _page(found, limit)
+
+    @uninterrupted
+    async def _find_by_secret(self, digest: str) -> ApiKey | None:
+        async with self._database.transaction() as connection:
+            return await key_rows.find_by_hash(connection, digest)
+
+    # --- changes --------------------------------------------------------------------------------
 
     @uninterrupted
     async def create(
@@ -79,144 +173,108 @@ class ApiKeys:
         *,
         name: str,
         kind: KeyKind = "secret",
+        owner: str = "",
         scopes: Iterable[str] = (),
         origins: Iterable[str] = (),
+        rights: Rights | None = None,
         expires_at: int = 0,
     ) -> tuple[ApiKey, str]:
         """Make a key; the second value is the key itself, which can't be had again.
 
         Raises :class:`KeyRulesError` when the rules for its kind are not met.
         """
-        granted = tuple(dict.fromkeys(scopes)) or (known_scopes.PUBLISHABLE if kind == "publishable" else ())
-        allowed_origins = tuple(dict.fromkeys(origins))
-        _check_rules(name, kind, granted, allowed_origins)
-        secret = generate(kind)
-        key = ApiKey(
-            id=f"key_{secrets.token_hex(8)}",
-            kind=kind,
-            name=name,
-            hint=hint(secret),
-            scopes=granted,
-            origins=allowed_origins,
-            created_at=int(self._now()),
-            expires_at=expires_at,
-            revoked_at=None,
+        now, secret = self._now(), generate(kind)
+        key_rules.check_expiry(expires_at, now)
+        key = key_rules.checked(
+            ApiKey(
+                id=f"key_{secrets.token_hex(8)}",
+                kind=kind,
+                name=name,
+                owner=owner,
+                scopes=tuple(scopes) or key_rules.default_scopes(kind),
+                origins=tuple(origins),
+                rights=rights or Rights(),
+                created_at=int(now),
+                updated_at=int(now),
+                last_used_at=None,
+                expires_at=expires_at,
+                revoked_at=None,
+                secrets=(self._masked(secret, now),),
+            )
         )
-        row = {
-            **vars(key),
-            "scopes": list(granted),
-            "origins": list(allowed_origins),
-            "rights": {},
-            "updated_at": key.created_at,
-        }
-        shown = {"hint": row.pop("hint"), "created_at": key.created_at}
-        secret_row = {"hash": self._hash(secret), "key_id": key.id, **shown}
-        async with self._database.transaction() as connection:
-            await connection.execute(sa.insert(table).values(row))
-            await connection.execute(sa.insert(secrets_table).values(secret_row))
+        async with self._changing() as connection:
+            await key_rows.add(connection, key)
+            await self._tell(connection, "key.create", key)
         return key, secret
 
     @uninterrupted
-    async def list(self) -> list[ApiKey]:
-        """All keys, the oldest first, revoked ones too."""
-        async with self._database.transaction() as connection:
-            rows = await connection.execute(_JOINED.order_by(table.c.created_at, table.c.id))
-            return [_key(row._mapping) for row in rows]
+    async def update(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey:
+        """Change what may be changed of a key: ``change`` makes the new one of the old one.
+
+        Name, owner, scopes, origins, rights and ``expires_at`` count. Raises :class:`NotFound`,
+        :class:`KeyRevoked`, or :class:`KeyRulesError` when the whole of it doesn't meet the rules.
+        """
+        now = self._now()
+        async with self._changing() as connection:
+            old = await key_rows.hold(connection, key_id)
+            new = key_rules.checked(replace(change(old), updated_at=int(now)))
+            if new.expires_at != old.expires_at:
+                key_rules.check_expiry(new.expires_at, now)
+            await key_rows.change(connection, new)
+            await self._tell(connection, "key.update", new)
+        return new
+
+    @uninterrupted
+    async def rotate(self, key_id: str, *, grace_seconds: int) -> tuple[ApiKey, str]:
+        """Give a key a new secret, the second value. Every older one is good for ``grace_seconds`` at most.
+
+        One that was in its grace already keeps its end, or gets the new one if that comes sooner: so a second
+        rotation cuts nobody off whose time was promised longer, unless its own grace is shorter.
+        Raises :class:`NotFound`, :class:`KeyRevoked`, or :class:`KeyRulesError` (no grace, an expired key).
+        """
+        key_rules.check_grace(grace_seconds)
+        now = self._now()
+        async with self._changing() as connection:
+            old = await key_rows.hold(connection, key_id)
+            if old.has_expired(now):
+                raise KeyRulesError("The key has expired. Give it a later expires_at first.")
+            secret = generate(old.kind)
+            await key_rows.end_secrets(connection, old, now=now, grace_seconds=grace_seconds)
+            await key_rows.add_secret(connection, key_id, self._masked(secret, now))
+            await key_rows.change(connection, replace(old, updated_at=int(now)))
+            new = await key_rows.hold(connection, key_id)
+            await self._tell(connection, "key.rotate", new)
+        return new, secret
 
     @uninterrupted
     async def revoke(self, key_id: str) -> bool:
-        """Make a key useless from now on, in other processes within a second.
+        """Make a key useless from now on, for good. False when there is none or it was revoked before."""
+        async with self._changing() as connection:
+            is_revoked = await key_rows.revoke(connection, key_id, int(self._now()))
+            if is_revoked:
+                await self._tell(connection, "key.revoke", await key_rows.find(connection, key_id))
+        return is_revoked
 
-        False when there is no such key or it was revoked before.
-        """
-        statement = (
-            sa.update(table)
-            .where(table.c.id == key_id, table.c.revoked_at.is_(None))
-            .values(revoked_at=int(self._now()))
-        )
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction after which nobody goes by what was found before it, whatever became of it."""
         try:
             async with self._database.transaction() as connection:
-                return (await connection.execute(statement)).rowcount == 1
+                yield connection
         finally:
-            self._recent.forget()
+            self._by_secret.forget()
+            self._by_id.forget()
+            await announce(self._generation)  # after the change, or another process might look too early
 
-    async def authenticate(self, secret: str) -> ApiKey:
-        """The key that ``secret`` is.
+    async def _tell(self, connection: AsyncConnection, action: Action, key: ApiKey | None) -> None:
+        """The last thing in a transaction: the audit's end is locked from here to its commit."""
+        if self._witness is not None and key is not None:
+            await self._witness(connection, action, key)
 
-        Raises :class:`InvalidCredential` (unknown, mistyped or revoked: not told apart) or
-        :class:`ExpiredCredential`.
-        """
-        if not is_well_formed(secret):
-            raise InvalidCredential(log="API key with a wrong checksum")
-        key = await self._recent.get(self._hash(secret))
-        if key is None or key.revoked_at is not None:
-            raise InvalidCredential(log="API key unknown" if key is None else f"API key {key.id} is revoked")
-        if 0 < key.expires_at <= self._now():
-            raise ExpiredCredential(log=f"API key {key.id} has expired")
-        return key
-
-    @uninterrupted
-    async def _find(self, digest: str) -> ApiKey | None:
-        async with self._database.transaction() as connection:
-            result = await connection.execute(_JOINED.where(secrets_table.c.hash == digest))
-            row = result.mappings().first()
-        return None if row is None else _key(row)
-
-    def _hash(self, secret: str) -> str:
-        return hmac.new(self._pepper, secret.encode(), hashlib.sha256).hexdigest()
+    def _masked(self, secret: str, now: float) -> KeySecret:
+        return KeySecret(hint(secret), int(now), 0, self.hashing.hash(secret))
 
 
-def generate(kind: KeyKind) -> str:
-    """A fresh key of 238 random bits, with its prefix and checksum."""
-    body = PREFIXES[kind] + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_LENGTH))
-    return body + _checksum(body)
-
-
-def is_well_formed(secret: str) -> bool:
-    """Whether the text could be a key at all; costs no look-up."""
-    body, check = secret[:-CHECKSUM_LENGTH], secret[-CHECKSUM_LENGTH:]
-    return secret.isascii() and looks_like_key(secret) and hmac.compare_digest(_checksum(body), check)
-
-
-def looks_like_key(text: str) -> bool:
-    """Whether the text has a key's prefix."""
-    return text.startswith(tuple(PREFIXES.values()))
-
-
-def hint(secret: str) -> str:
-    """Enough of a key for its owner to know it again, too little to use it."""
-    return f"{secret[:11]}…{secret[-4:]}"
-
-
-def _checksum(body: str) -> str:
-    number, digits = zlib.crc32(body.encode()), ""
-    for _ in range(CHECKSUM_LENGTH):
-        number, digit = divmod(number, len(ALPHABET))
-        digits = ALPHABET[digit] + digits
-    return digits
-
-
-def _check_rules(name: str, kind: KeyKind, scopes: tuple[str, ...], origins: tuple[str, ...]) -> None:
-    may_have = known_scopes.PUBLISHABLE if kind == "publishable" else known_scopes.ALL
-    refused = [scope for scope in scopes if scope not in may_have]
-    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-        raise KeyRulesError(f"A name has 1 to {MAX_NAME_LENGTH} characters that can be shown.")
-    if refused:
-        raise KeyRulesError(
-            f"A {kind} key can't have {', '.join(refused)}. It may have: {', '.join(may_have)}."
-        )
-    if not scopes:
-        raise KeyRulesError(f"A key without a scope can do nothing. Choose from: {', '.join(may_have)}.")
-    if kind == "publishable" and not origins:
-        raise KeyRulesError("A publishable key needs the origins of the pages that it stands in.")
-
-
-def _key(row: Any) -> ApiKey:
-    return ApiKey(
-        **{
-            name: row[name]
-            for name in ("id", "kind", "name", "hint", "created_at", "expires_at", "revoked_at")
-        },
-        scopes=tuple(row["scopes"]),
-        origins=tuple(row["origins"]),
-    )
+def _page(found: builtins.list[ApiKey], limit: int) -> Page:
+    """One key more was asked for, to know whether there is a next page."""
+    return Page(tuple(found[:limit]), key_rows.cursor_after(found[limit - 1]) if len(found) > limit else None)

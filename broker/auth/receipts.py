@@ -21,7 +21,7 @@ class Receipts:
         file_id: str,
         file_name: str,
         size: int,
-        sha256: str,
+        sha256: str | None,
         subject: str | None,
         route: str,
         issued_at: int,
@@ -29,7 +29,7 @@ class Receipts:
         """A JWT (``typ: receipt+jwt``) that says which file of which bytes came from whom, by which route.
 
         The same values give the same text (Ed25519, RFC 8032): a repeated answer has the same receipt.
-        ``issued_at`` in Unix seconds.
+        ``issued_at`` in Unix seconds. Without ``sha256`` for a file whose bytes the broker did not see.
         """
         claims = {
             "iss": self._issuer,
@@ -40,5 +40,6 @@ class Receipts:
             "bytes": size,
             "sha256": sha256,
             "route": route,
+            "sub": subject,
         }
-        return self._ring.sign(claims if subject is None else {**claims, "sub": subject}, typ=TYP)
+        return self._ring.sign({name: value for name, value in claims.items() if value is not None}, typ=TYP)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,17 @@ class Rights:
     """CIDR ranges that the caller's address must be in."""
     limits: KeyLimits = KeyLimits()
 
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> Rights:
+        """The rights that ``dataclasses.asdict`` made this of.
+
+        Raises ``TypeError`` for a bound that this version does not know: to pass it over would widen the key.
+        """
+        bounds: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()
+        }
+        return cls(**{**bounds, "limits": KeyLimits(**kept.get("limits", {}))})
+
     def allows_bot(self, bot_id: str) -> bool:
         """Whether the key may use this agent."""
         return not self.bots or bot_id in self.bots
@@ -41,7 +55,7 @@ class Rights:
 
     def allows_type(self, content_type: str) -> bool:
         """Whether the key may upload files of this media type (lower case, no parameters)."""
-        return not self.content_types or any(fnmatchcase(content_type, glob) for glob in self.content_types)
+        return not self.content_types or is_one_of(content_type, self.content_types)
 
     def allows_address(self, address: str | None) -> bool:
         """Whether the key may be used from this IP address; one that is not known is in no range."""
@@ -52,4 +66,14 @@ class Rights:
         except ValueError:
             return False
         mapped = getattr(ip, "ipv4_mapped", None)
-        return any((mapped or ip) in ipaddress.ip_network(network) for network in self.networks)
+        return any((mapped or ip) in _network(network) for network in self.networks)
+
+
+@lru_cache(maxsize=1024)
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text)
+
+
+def is_one_of(content_type: str, globs: tuple[str, ...]) -> bool:
+    """Whether a media type is among those that the globs describe."""
+    return any(fnmatchcase(content_type, glob) for glob in globs)

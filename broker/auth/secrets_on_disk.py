@@ -7,7 +7,13 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from broker.settings import weakness
+
 PEPPER_BYTES = 32
+DERIVED_BYTES = 32
 
 
 def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
@@ -45,6 +51,13 @@ def pepper(given: str | None, data_dir: Path) -> bytes:
     if given is not None:
         return given.encode()
     made = read_or_make(data_dir / "key-pepper", lambda: secrets.token_hex(PEPPER_BYTES).encode())
-    if len(made) < PEPPER_BYTES:
-        raise ValueError("key-pepper is too short to be a secret")
+    weak = weakness(made.decode(errors="replace"))
+    if weak:
+        raise ValueError(f"key-pepper {weak.rstrip('.')}")
     return made
+
+
+def derived(secret: bytes, purpose: str) -> bytes:
+    """A key of its own for each purpose, from one secret (HKDF, RFC 5869): none tells of another."""
+    info = f"coze-upload-broker/{purpose}".encode()
+    return HKDF(algorithm=SHA256(), length=DERIVED_BYTES, salt=None, info=info).derive(secret)

@@ -36,6 +36,10 @@ class UploadToken:
     origin: str | None = None
     sha256: str | None = None
     sensitive: bool = False
+    uses: int = 1
+    """How many uploads it is good for."""
+    epoch: str = ""
+    """Of the store that knows how often it was used; another store can't tell."""
 
 
 class UploadTokens:
@@ -58,6 +62,8 @@ class UploadTokens:
         origin: str | None = None,
         sha256: str | None = None,
         sensitive: bool = False,
+        uses: int = 1,
+        epoch: str = "",
     ) -> tuple[str, UploadToken]:
         """A fresh token, as text and as what it says."""
         now = int(self._now())
@@ -73,6 +79,8 @@ class UploadTokens:
             origin=origin,
             sha256=sha256,
             sensitive=sensitive,
+            uses=uses,
+            epoch=epoch,
         )
         return self._ring.sign(_claims(token, self._issuer), typ=TYP), token
 
@@ -120,6 +128,8 @@ def _claims(token: UploadToken, issuer: str) -> dict[str, Any]:
         "origin": token.origin,
         "sha256": token.sha256,
         "sensitive": token.sensitive or None,
+        "uses": None if token.uses == 1 else token.uses,
+        "epoch": token.epoch or None,
         "key_id": token.key_id,
     }
     return {name: value for name, value in claims.items() if value is not None}
@@ -140,4 +150,6 @@ def _token(claims: dict[str, Any]) -> UploadToken:
         origin=claims.get("origin"),
         sha256=claims.get("sha256"),
         sensitive=claims.get("sensitive", False),
+        uses=claims.get("uses", 1),
+        epoch=claims.get("epoch", ""),
     )
