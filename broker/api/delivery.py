@@ -4,21 +4,27 @@ credential, the token's one use, and the sending itself, again where that is saf
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_random_exponential
 
 from broker.api.sensitive import scan_of
 from broker.api.services import Services
+from broker.auth.body_digests import BodyDigest
+from broker.auth.caller import Caller
 from broker.auth.upload_tokens import LEEWAY_SECONDS, UploadToken
 from broker.errors import (
+    StoreUnavailable,
     TokenUsed,
     UpstreamAborted,
     UpstreamFailed,
+    UpstreamLimit,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -32,6 +38,8 @@ from broker.transfer.scanned import Scan
 from broker.upstream.coze import StoredFile
 
 CLAIM_MARGIN_SECONDS = 60
+CHECK_AGAIN_SECONDS = 1.0
+"""How old the look at a caller's standing may be when its file is finished."""
 MAX_ATTEMPTS = 3
 PASSING = (UpstreamUnreachable, UpstreamTimeout, UpstreamAborted, UpstreamFailed)
 """After these Coze has no file, and may take it the next time."""
@@ -41,11 +49,24 @@ PASSING = (UpstreamUnreachable, UpstreamTimeout, UpstreamAborted, UpstreamFailed
 class Grant:
     """What this upload may do, whichever credential says so."""
 
-    key_id: str
+    caller: Caller
     max_bytes: int
-    subject: str | None = None
-    token: UploadToken | None = None
     forms_only: bool = False
+
+    @property
+    def key_id(self) -> str:
+        """The key that the caller has, or that its token was minted with."""
+        return self.caller.key_id
+
+    @property
+    def subject(self) -> str | None:
+        """Whom the upload is for."""
+        return self.caller.subject
+
+    @property
+    def token(self) -> UploadToken | None:
+        """The token that is to be used up."""
+        return self.caller.token
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,9 @@ class Delivery:
     sha256: str | None
     """The digest that was announced."""
     is_sensitive: bool
+    signed: BodyDigest | None = None
+    """The request's body, where it is signed."""
+    entered: float = field(default_factory=time.monotonic)
 
 
 async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Upload:
@@ -80,6 +104,7 @@ async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Up
     broker, pace = delivery.broker, delivery.pace
     pace.wait_for("slot")
     async with broker.admission.slot(delivery.grant.key_id), _scan(delivery) as scan:
+        await _take_turn(delivery)
         pace.wait_for("credential")
         authorization = await broker.files.authorization()
         pace.wait_for("store")
@@ -102,6 +127,20 @@ async def _scan(delivery: Delivery) -> AsyncIterator[Scan | None]:
         await scan.verdict()
         events.current().scanned = True
     yield None
+
+
+async def _take_turn(delivery: Delivery) -> None:
+    """Coze takes so many uploads a second of the whole account, whichever worker they come from."""
+    limit = delivery.broker.upstream_limit
+    if limit is None:
+        return
+    delivery.pace.wait_for("turn")
+    most = delivery.broker.settings.broker_upstream_wait_seconds
+    seconds = await delivery.broker.limits.reserve(limit, max_wait_seconds=most)
+    if seconds is None:
+        raise UpstreamLimit(retry_after_seconds=max(1, math.ceil(most)))
+    if seconds:
+        await asyncio.sleep(seconds)
 
 
 def _persistently(delivery: Delivery) -> AsyncRetrying:
@@ -132,13 +171,21 @@ async def _send(
     broker, file, pace, event = delivery.broker, delivery.file, delivery.pace, events.current()
     event.attempts = (event.attempts or 0) + 1
     envelope = Envelope.around(file.file_name, filenames.content_type_of(file.file_name))
+
+    async def last_check(sha256: str) -> None:
+        if delivery.signed is not None:
+            await delivery.signed.finish()
+        await _check_again(delivery)
+        if before_end is not None:
+            await before_end(sha256)
+
     body = OutgoingBody(
         file,
         envelope,
         pace,
         max_bytes=delivery.grant.max_bytes,
         sha256=delivery.sha256,
-        before_end=before_end,
+        before_end=last_check,
         scan=scan,
     )
     pace.wait_for("connection")
@@ -147,11 +194,24 @@ async def _send(
     return Upload(stored, file.file_name, body.sha256, event.request_id, int(time.time()))
 
 
+async def _check_again(delivery: Delivery) -> None:
+    """Who was revoked meanwhile gets no file stored. A store that can't be asked holds up nobody who was let
+    in: a second ago it knew of nothing.
+    """
+    broker = delivery.broker
+    if time.monotonic() - delivery.entered > CHECK_AGAIN_SECONDS:
+        with suppress(StoreUnavailable):
+            generation = await broker.generation.newest()
+            await broker.standing.check_revoked(delivery.grant.caller, generation)
+
+
 async def _spend(broker: Services, grant: Grant) -> None:
     """Use the token up: of two who come with it, one gets in."""
     if grant.token is None:
         return
     seconds_left = max(0, grant.token.expires_at - int(time.time()))
     ttl_seconds = seconds_left + LEEWAY_SECONDS + CLAIM_MARGIN_SECONDS
-    if not await broker.claims.claim(f"upload:{grant.token.jti}", ttl_seconds=ttl_seconds):
+    name, token = f"upload:{grant.token.jti}", grant.token
+    if not await broker.claims.claim(name, ttl_seconds=ttl_seconds, uses=token.uses, epoch=token.epoch):
         raise TokenUsed
+    events.current().token_spent = True

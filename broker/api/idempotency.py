@@ -44,18 +44,29 @@ def key_of(headers: Headers) -> str | None:
     return match[1] or match[2]
 
 
-def name_of(key: str, *, key_id: str, subject: str | None) -> str:
-    """The row of a key: what one caller sends says nothing about another's."""
-    return _digest([key_id, subject, key])
+def name_of(key: str, *, key_id: str, subject: str | None, of: str = "upload") -> str:
+    """The row of a key: what one caller sends says nothing about another's, and what it is sent to counts."""
+    return _digest([key_id, subject, key] if of == "upload" else [key_id, subject, key, of])
 
 
-def fingerprint_of(file_name: str) -> str:
-    """What is known of an upload before it is read; its content is compared once it was."""
-    return _digest([file_name])
+def fingerprint_of(*parts: str | None) -> str:
+    """What tells a request from another one with the same key. Of an upload that is its file's name; its
+    content is compared once it was read.
+    """
+    return _digest(list(parts))
 
 
-async def once(records: IdempotencyRecords, begun: Begun, work: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Do the work, hold its row meanwhile, and write down what became of it."""
+async def once(
+    records: IdempotencyRecords,
+    begun: Begun,
+    work: Callable[[], Awaitable[Answer]],
+    *,
+    ttl_seconds: int | None = None,
+) -> Answer:
+    """Do the work, hold its row meanwhile, and write down what became of it.
+
+    It is kept for ``ttl_seconds``, or as long as any row is.
+    """
     renewing = asyncio.create_task(_keep(records, begun))
     try:
         answer = await work()
@@ -64,7 +75,7 @@ async def once(records: IdempotencyRecords, begun: Begun, work: Callable[[], Awa
         raise
     finally:
         renewing.cancel()
-    await _noted(partial(records.finish, begun, answer))
+    await _noted(partial(records.finish, begun, answer, ttl_seconds=ttl_seconds))
     return answer
 
 

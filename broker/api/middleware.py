@@ -12,7 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broker.api import auditing
 from broker.api.rendering import refusal_response
+from broker.client_address import client_address
 from broker.errors import OutcomeUnknown, Refusal, ShuttingDown
 from broker.observe import events, logs
 
@@ -53,14 +55,15 @@ class RequestBody:
 class RequestRecord:
     """Opens a request's record, gives it an id, and closes the record whatever happens."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: int = 0) -> None:
         self._app = app
+        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        event, body = _open(scope), RequestBody(scope, receive)
+        event, body = _open(scope, self._trusted_proxies), RequestBody(scope, receive)
         scope["state"]["body"] = body
 
         async def send_with_id(message: Message) -> None:
@@ -70,12 +73,14 @@ class RequestRecord:
                 headers["X-Request-Id"] = event.request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                headers.update(event.limit_headers or {})
             await send(message)
 
         try:
             await self._app(scope, body.receive, send_with_id)
         finally:
             logs.request_ended(event)
+            auditing.note_ended(scope["state"], event)
 
 
 class LastResort:
@@ -124,13 +129,14 @@ class OneSlash:
         await self._app(scope, receive, send)
 
 
-def _open(scope: Scope) -> events.Event:
+def _open(scope: Scope, trusted_proxies: int) -> events.Event:
     headers = Headers(scope=scope)
-    client = scope.get("client")
+    address = client_address(scope.get("client"), scope["headers"], trusted_proxies)
+    scope["state"]["address"] = address
     event = events.Event(
         method=scope["method"],
         path=scope["path"][:MAX_LOGGED_PATH],
-        client_ip=client[0] if client else None,
+        client_ip=address,
         origin=headers.get("origin", "")[:MAX_LOGGED_PATH] or None,
     )
     events.begin(event)

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from broker.api.delivery import Grant
+from broker.api import gate
 from broker.api.idempotency import replayed_header
 from broker.api.journey import relay_file
 from broker.api.services import services
@@ -28,15 +28,17 @@ FILE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 async def upload(request: Request) -> JSONResponse:
     """POST /v1/files/upload."""
     broker = services(request)
-    key = await broker.authenticator.api_key(request.headers, FILES_UPLOAD)
-    uploaded = await relay_file(request, Grant(key.id, broker.policy.max_upload_bytes, forms_only=True))
+    events.current().action = "upload"
+    caller = await broker.authenticator.server(request, FILES_UPLOAD)
+    uploaded = await relay_file(request, caller, forms_only=True)
     return _envelope(uploaded.stored, uploaded.file_name, replayed_header())
 
 
 async def retrieve(request: Request) -> JSONResponse:
     """GET /v1/files/retrieve?file_id=…"""
     broker = services(request)
-    await broker.authenticator.api_key(request.headers, FILES_READ)
+    caller = await broker.authenticator.server(request, FILES_READ)
+    await gate.enter(broker, caller)
     file_id = request.query_params.get("file_id", "")
     if not FILE_ID.fullmatch(file_id):
         raise InvalidRequest("Give the file's id as the query parameter file_id.")

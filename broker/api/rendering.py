@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from broker.errors import InternalError, MalformedRequest, MethodNotAllowed, NotFound, Refusal
 from broker.observe import events
 
-COZE_PREFIXES = ("/v1/", "/v3/", "/open_api/")
+COZE_PREFIXES = ("/v1/", "/v3/", "/open_api/", "/api/permission_api/")
 NO_STORE = {"Cache-Control": "no-store"}
 DRAIN_BYTES = 16 * 1024 * 1024
 DRAIN_SECONDS = 5.0

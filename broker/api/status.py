@@ -47,7 +47,9 @@ async def health(_: Request) -> JSONResponse:
 async def ready(request: Request) -> JSONResponse:
     """Whether it can serve: 200 when it can, 503 with the failing check when it can't."""
     broker = services(request)
-    checks = {"store": await _check(broker.database.ping)}
+    checks = {"store": await _check(broker.database.ping), "audit": await _check(broker.audit.ping)}
+    if broker.redis is not None:
+        checks["redis"] = await _check(broker.redis.ping)
     if broker.scanner is not None:
         checks["scanner"] = await _check(broker.scanner.ping)
     is_ready = all(result == "ok" for result in checks.values())

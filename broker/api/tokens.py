@@ -2,137 +2,88 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from broker.api import auditing, gate, idempotency
 from broker.api.bodies import read_json
+from broker.api.minting import Minting, note_answer
 from broker.api.rendering import NO_STORE
 from broker.api.services import Services, services
-from broker.auth.api_keys import ApiKey
-from broker.auth.scopes import FILES_UPLOAD, TOKEN_MINT
-from broker.errors import OriginNotAllowed, Refusal, SubjectNotAllowed
-from broker.observe import events, logs
-from broker.settings import is_origin
-from broker.transfer import filenames
-from broker.transfer.multipart import FILE_FIELD, media_type
-from broker.transfer.policy import RouteWish
-from broker.upstream.coze import UPLOAD_PATH
-
-PROXY_PATH = "/proxy/upload"
-DIRECT_TOKEN_SECONDS = 10.0
-"""How long a page waits for a direct token before its file goes through the broker instead."""
-# RFC 6838 §4.2: a type and a subtype, each of restricted characters; parameters may follow.
-MEDIA_TYPE = r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(\s*;.{0,200})?$"
-
-
-class TokenRequest(BaseModel):
-    """What a caller says of the upload that it needs a token for."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    size: int = Field(ge=0)
-    file_name: str | None = Field(default=None, min_length=1, max_length=10_000)
-    content_type: Annotated[str, StringConstraints(pattern=MEDIA_TYPE)] | None = None
-    sensitive: bool = False
-    subject: str | None = Field(default=None, min_length=1, max_length=200)
-    route: RouteWish = "auto"
-    ttl_seconds: int | None = Field(default=None, ge=1)
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+from broker.api.token_request import TokenRequest
+from broker.auth.caller import Caller
+from broker.client_address import bucket_of
+from broker.errors import IdempotencyKeyReused
+from broker.observe import events
+from broker.state.idempotency import Begun
 
 
 async def mint(request: Request) -> JSONResponse:
-    """Authenticate, let the policy choose the route, mint the token that the route needs."""
+    """Who asks, what for, is it within the limits; then the token, once it is in the audit."""
     broker = services(request)
-    key = await broker.authenticator.api_key(request.headers, TOKEN_MINT)
+    events.current().action = "token.mint"
+    caller = await broker.authenticator.minter(request)
     asked = await read_json(request, TokenRequest)
-    answer = await _mint(broker, key, asked, _origin(request))
-    event = events.current()
-    event.route, event.reason, event.bytes_declared = answer["route"], answer["reason"], asked.size
-    return JSONResponse(answer, headers=NO_STORE)
+    caller = caller.acting_for(asked.subject)
+    key = idempotency.key_of(request.headers)
+    caller, verdict = await gate.enter(broker, caller, size=asked.size * asked.uses)
+    async with _reserved(broker, caller, asked.size * asked.uses):
+        minting = Minting(broker, caller, asked, await gate.epoch(broker, verdict))
+        answer = await (minting.answer() if key is None else _once(minting, key))
+        note_answer(answer, asked)
+        await auditing.record(broker)
+    return JSONResponse(answer, headers=NO_STORE | idempotency.replayed_header())
 
 
-def _origin(request: Request) -> str | None:
-    """The page that asks, if it is one; its token will be good for that origin alone."""
-    origin = request.headers.get("origin")
-    if origin is not None and not is_origin(origin):
-        raise OriginNotAllowed("The Origin header is not an origin that a token could be bound to.")
-    return origin
+@asynccontextmanager
+async def _reserved(broker: Services, caller: Caller, reserved: int) -> AsyncIterator[None]:
+    """Bytes stay reserved for a token that is new, and for nothing else."""
+    event, is_minted = events.current(), False
+    try:
+        yield
+        is_minted = not event.replayed
+    finally:
+        if not is_minted:
+            held_seconds = time.monotonic() - event.started
+            await gate.settle(broker, caller, reserved=reserved, used=0, held_seconds=held_seconds)
 
 
-async def _mint(broker: Services, key: ApiKey, asked: TokenRequest, origin: str | None) -> dict[str, Any]:
-    if key.kind == "publishable" and asked.subject is not None:
-        raise SubjectNotAllowed
-    asked = _marked(broker, asked)
+async def _once(minting: Minting, key: str) -> dict[str, Any]:
+    """The answer that the same request got before, as long as its token lives. It is kept sealed."""
+    broker, caller, asked = minting.broker, minting.caller, minting.asked
+    name = idempotency.name_of(key, key_id=caller.key_id, subject=_whose(caller), of="token")
+    fingerprint = idempotency.fingerprint_of(asked.model_dump_json(), caller.origin)
     ttl_seconds = broker.policy.ttl_seconds(asked.ttl_seconds)
-    route, reason = broker.policy.route(size=asked.size, sensitive=asked.sensitive, wish=asked.route)
-    if route == "direct":
-        try:
-            async with asyncio.timeout(DIRECT_TOKEN_SECONDS):
-                return {"route": route, "reason": reason, **await _direct(broker, asked, ttl_seconds)}
-        except (Refusal, TimeoutError) as trouble:
-            # The file can still go through the broker, and the answer says why it does.
-            _note_no_direct_token(trouble)
-    reason = "direct_unavailable" if route == "direct" else reason
-    return {"route": "proxy", "reason": reason, **_proxy(broker, key, asked, ttl_seconds, origin)}
+    begun = await broker.idempotency.begin(name, fingerprint)
+    if not isinstance(begun, Begun):
+        return _aged(_opened(broker, idempotency.answer_of(begun), name))
+
+    async def work() -> dict[str, Any]:
+        return {"sealed": broker.sealer.seal(await minting.answer(), name)}
+
+    sealed = await idempotency.once(broker.idempotency, begun, work, ttl_seconds=ttl_seconds)
+    return broker.sealer.open(sealed["sealed"], name)
 
 
-def _marked(broker: Services, asked: TokenRequest) -> TokenRequest:
-    """The request, sensitive also where the policy says so. Raises a refusal for a name that can't be one."""
-    name = None if asked.file_name is None else filenames.clean(asked.file_name)
-    if name is not None:
-        broker.policy.file_types.check_name(name)
-    sensitive = asked.sensitive or broker.policy.sensitivity.marks(name, asked.content_type)
-    events.current().sensitive = sensitive
-    return asked.model_copy(update={"sensitive": sensitive})
+def _opened(broker: Services, kept: dict[str, Any], name: str) -> dict[str, Any]:
+    try:
+        return broker.sealer.open(kept["sealed"], name)
+    except ValueError as error:  # the pepper is another one since
+        raise IdempotencyKeyReused(log=f"the kept answer can't be opened: {error}") from error
 
 
-def _note_no_direct_token(trouble: Refusal | TimeoutError) -> None:
-    why = f"{trouble.code}: {trouble.log}" if isinstance(trouble, Refusal) else "Coze took too long"
-    events.current().log = f"no direct token: {why}"
-    logs.warning("no direct token", detail=why)
+def _whose(caller: Caller) -> str | None:
+    """Whoever opens a page has its key: callers who are no servers are told apart by address, if by nothing
+    else, so that nobody gets a token by guessing another one's ``Idempotency-Key``.
+    """
+    return caller.subject or (None if caller.is_server else bucket_of(caller.address))
 
 
-async def _direct(broker: Services, asked: TokenRequest, ttl_seconds: int) -> dict[str, Any]:
-    assert broker.browser_app is not None  # noqa: S101 - the policy sends nothing direct without one
-    token = await broker.exchange.exchange(broker.browser_app, duration_seconds=ttl_seconds)
-    upload_url = broker.settings.coze_api_base + UPLOAD_PATH
-    return _answer(upload_url, token.value, token.expires_at, token.expires_at - int(time.time()), asked.size)
-
-
-def _proxy(
-    broker: Services, key: ApiKey, asked: TokenRequest, ttl_seconds: int, origin: str | None
-) -> dict[str, Any]:
-    text, token = broker.tokens.mint(
-        subject=asked.subject or key.id,
-        key_id=key.id,
-        ttl_seconds=ttl_seconds,
-        upload_max_seconds=broker.settings.broker_upload_max_seconds,
-        max_bytes=asked.size,
-        content_types=(media_type(asked.content_type),) if asked.content_type else None,
-        origin=origin,
-        sha256=asked.sha256,
-        sensitive=asked.sensitive,
-    )
-    event = events.current()
-    event.token_id, event.subject = token.jti, token.subject
-    return _answer(broker.settings.public_url + PROXY_PATH, text, token.expires_at, ttl_seconds, asked.size)
-
-
-def _answer(
-    upload_url: str, access_token: str, expires_at: int, expires_in: int, max_bytes: int
-) -> dict[str, Any]:
-    return {
-        "upload_url": upload_url,
-        "access_token": access_token,
-        "token_type": "Bearer",
-        "expires_in": expires_in,
-        "expires_at": expires_at,
-        "scope": FILES_UPLOAD,
-        "max_bytes": max_bytes,
-        "field": FILE_FIELD,
-    }
+def _aged(answer: dict[str, Any]) -> dict[str, Any]:
+    """The same token, and the time that it has left by now."""
+    return {**answer, "expires_in": max(0, answer["expires_at"] - int(time.time()))}

@@ -7,30 +7,23 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from broker.api.delivery import Grant, Upload
+from broker.api.delivery import Upload
 from broker.api.idempotency import replayed_header
 from broker.api.journey import relay_file
 from broker.api.rendering import NO_STORE
 from broker.api.services import services
-from broker.auth.api_keys import ApiKey
 from broker.auth.receipts import Receipts
-from broker.auth.upload_tokens import UploadToken
+from broker.observe import events
 
 
 async def proxy_upload(request: Request) -> JSONResponse:
     """The proxy route, for a browser with a token or a server with a key."""
     broker = services(request)
-    caller = await broker.authenticator.uploader(request.headers)
-    grant = _grant(caller, broker.policy.max_upload_bytes)
-    upload = await relay_file(request, grant)
-    answer = _answer(upload, _receipt(broker.receipts, upload, grant.subject))
+    events.current().action = "upload"
+    caller = await broker.authenticator.uploader(request)
+    upload = await relay_file(request, caller)
+    answer = _answer(upload, _receipt(broker.receipts, upload, caller.subject))
     return JSONResponse(answer, headers=NO_STORE | replayed_header())
-
-
-def _grant(caller: ApiKey | UploadToken, max_upload_bytes: int) -> Grant:
-    if isinstance(caller, ApiKey):
-        return Grant(caller.id, max_upload_bytes)
-    return Grant(caller.key_id, min(caller.max_bytes, max_upload_bytes), caller.subject, caller)
 
 
 def _receipt(receipts: Receipts, upload: Upload, subject: str | None) -> str:

@@ -5,6 +5,7 @@ from broker.settings.checks import problems, warnings
 from broker.settings.fields import COZE_FILE_TYPES, PUBLISHABLE_PREFIX, SECRET_PREFIX, Settings
 from broker.settings.oauth_app import OAuthApp
 from broker.settings.reading import SettingsError, load, load_for_store, read, source_of
+from broker.settings.weak_secrets import weakness
 
 __all__ = [
     "COZE_FILE_TYPES",
@@ -24,4 +25,5 @@ __all__ = [
     "read",
     "source_of",
     "warnings",
+    "weakness",
 ]

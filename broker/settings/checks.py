@@ -5,20 +5,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from dotenv import dotenv_values
 
+from broker.settings import ed25519_keys
 from broker.settings.addresses import EVERYWHERE, is_loopback, is_origin, not_an_origin
 from broker.settings.fields import ASYNC_DRIVERS, PUBLISHABLE_PREFIX, Settings, is_given, read_private_key
 from broker.settings.oauth_app import MIN_RSA_BITS
+from broker.settings.weak_secrets import weakness
 
-MIN_SECRET_LENGTH = 32
-OF_THE_COMMAND_LINE = {"BROKER_URL", "BROKER_API_KEY"}
+OF_THE_COMMAND_LINE = {"BROKER_URL", "BROKER_API_KEY", "BROKER_KEY_ID", "BROKER_SIGNING_SECRET"}
 """Names that look like settings and are options of ``broker upload`` and ``broker token``."""
 
 
@@ -42,9 +43,20 @@ def warnings(settings: Settings) -> list[str]:
             f"BROKER_PUBLIC_URL is not set, so that tokens send browsers to {settings.public_url}, "
             "which is this machine alone."
         )
+    if settings.public_url.startswith("https://") and not settings.broker_trusted_proxies:
+        found.append(
+            "BROKER_TRUSTED_PROXIES is 0, but an https BROKER_PUBLIC_URL needs a proxy before the broker, "
+            "and everybody behind that counts as one address. Count the proxies that add to X-Forwarded-For."
+        )
     scanner_host = urlsplit(settings.broker_scanner).hostname
     if scanner_host and not is_loopback(scanner_host):
         found.append("BROKER_SCANNER is another machine: sensitive files cross the network in the clear.")
+    ring_file = settings.broker_signing_keys_file
+    if ring_file and _is_open_to_others(ring_file):
+        found.append(
+            "BROKER_SIGNING_KEYS_FILE is open to others than its owner: whoever reads it can make tokens. "
+            "Give it the mode 0600."
+        )
     if server and settings.coze_api_token:
         found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
     return found
@@ -71,17 +83,22 @@ def _problems(settings: Settings) -> Iterator[str]:
             "or nothing can be uploaded through the broker."
         )
     yield from _policy_problems(settings)
-    token, keys = settings.coze_api_token, settings.broker_signing_keys
+    token = settings.coze_api_token
     if token and not _VISIBLE_ASCII.fullmatch(token.get_secret_value()):
         yield "COZE_API_TOKEN has a blank, a line end or another character that no token has."
-    if keys and not _are_signing_keys(keys.get_secret_value()):
-        yield "BROKER_SIGNING_KEYS: not Ed25519 private keys in PEM form, one after another."
+    yield from _ring_problems(settings)
     if not (settings.broker_page_publishable_key or PUBLISHABLE_PREFIX).startswith(PUBLISHABLE_PREFIX):
         yield (
             f"BROKER_PAGE_PUBLISHABLE_KEY is not a publishable key ({PUBLISHABLE_PREFIX}…); "
             "the page shows it to everyone."
         )
     yield from _scanning_problems(settings)
+    yield from _oidc_problems(settings)
+    if settings.broker_workers > 1 and settings.redis_url is None:
+        yield (
+            "BROKER_WORKERS (--workers): more than one worker needs REDIS_URL. Without Redis each would keep "
+            "limits and slots of its own."
+        )
     yield from store_problems(settings)
 
 
@@ -105,6 +122,18 @@ def _scanning_problems(settings: Settings) -> Iterator[str]:
 _TYPE_GLOB = re.compile(r"[\w!#$&^.+*?-]+/[\w!#$&^.+*?-]+", re.ASCII)
 
 
+def _oidc_problems(settings: Settings) -> Iterator[str]:
+    issuer, audience = settings.broker_oidc_issuer, settings.broker_oidc_audience
+    yield from _url_problems("BROKER_OIDC_ISSUER", issuer)
+    if issuer and not audience:
+        yield (
+            "BROKER_OIDC_AUDIENCE is not set: ID tokens that the provider issued to any other app would "
+            "be taken, too."
+        )
+    if audience and not issuer:
+        yield "BROKER_OIDC_ISSUER is not set, but BROKER_OIDC_AUDIENCE is."
+
+
 def _policy_problems(settings: Settings) -> Iterator[str]:
     if settings.broker_token_ttl_seconds > settings.broker_token_max_ttl_seconds:
         yield "BROKER_TOKEN_TTL_SECONDS is longer than BROKER_TOKEN_MAX_TTL_SECONDS."
@@ -116,8 +145,9 @@ def _policy_problems(settings: Settings) -> Iterator[str]:
 def store_problems(settings: Settings) -> Iterator[str]:
     """What keeps the database from use."""
     pepper = settings.broker_key_pepper
-    if pepper and len(pepper.get_secret_value()) < MIN_SECRET_LENGTH:
-        yield f"BROKER_KEY_PEPPER is shorter than {MIN_SECRET_LENGTH} characters."
+    weak = pepper and weakness(pepper.get_secret_value())
+    if weak:
+        yield f"BROKER_KEY_PEPPER {weak}"
     if settings.database_url is not None:
         yield from _database_problems(settings.resolved_database_url)
 
@@ -126,13 +156,34 @@ _VISIBLE_ASCII = re.compile(r"[!-~]+")
 _EXTENSION = re.compile(r"[^\s.*/\\]+")
 
 
-def _are_signing_keys(text: str) -> bool:
-    before, *blocks = text.replace("\\n", "\n").split("-----BEGIN ")
+def _ring_problems(settings: Settings) -> Iterator[str]:
+    given, path = settings.broker_signing_keys, settings.broker_signing_keys_file
+    if given and path:
+        yield "BROKER_SIGNING_KEYS and BROKER_SIGNING_KEYS_FILE are both set: the keys come from one place."
+    if given:
+        yield from _key_text_problems(
+            "BROKER_SIGNING_KEYS", lambda: given.get_secret_value().replace("\\n", "\n")
+        )
+    if path:
+        yield from _key_text_problems("BROKER_SIGNING_KEYS_FILE", path.read_text)
+
+
+def _key_text_problems(name: str, read: Callable[[], str]) -> Iterator[str]:
     try:
-        keys = [load_pem_private_key(f"-----BEGIN {block}".encode(), password=None) for block in blocks]
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return False
-    return not before.strip() and bool(keys) and all(isinstance(key, Ed25519PrivateKey) for key in keys)
+        ed25519_keys.parse(read())
+    except OSError as error:
+        yield f"{name}: the file can't be read ({error.strerror})."
+    except UnicodeDecodeError:
+        yield f"{name}: {ed25519_keys.NOT_KEYS}."
+    except ValueError as error:
+        yield f"{name}: {error}."
+
+
+def _is_open_to_others(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP))
+    except OSError:
+        return False  # which is a problem, and told as one
 
 
 def _database_problems(url: str) -> Iterator[str]:

@@ -17,6 +17,8 @@ from broker.settings.oauth_app import OAuthApp, parse_rsa
 
 COZE_MAX_UPLOAD_BYTES = 536_870_912
 COZE_MAX_TTL_SECONDS = 86_399
+MAX_GRACE_SECONDS = 366 * 86_400
+"""How long a rotated key's old secret may work on at most."""
 CLAMD_PORT = 3310
 COZE_FILE_TYPES = (
     "doc,docx,xls,xlsx,ppt,pptx,pdf,numbers,csv,cpp,py,java,c,"
@@ -179,8 +181,8 @@ class Settings(BaseSettings):
     # Who may call
     broker_oidc_issuer: str = Field(
         default="",
-        description="Your OpenID provider. Its users may then mint tokens with their ID token; who they are "
-        "becomes the token's subject.",
+        description="Your OpenID provider, exactly as it calls itself. Its users may then mint tokens with "
+        "their ID token; who they are becomes the token's subject.",
     )
     broker_oidc_audience: str = Field(
         default="", description="The client id that ID tokens must be issued to. Required with an issuer."
@@ -201,6 +203,7 @@ class Settings(BaseSettings):
     broker_rotation_grace_seconds: int = Field(
         default=86_400,
         ge=0,
+        le=MAX_GRACE_SECONDS,
         description="How long a rotated API key's old secret works on, when the caller does not say.",
     )
 
@@ -342,7 +345,8 @@ class Settings(BaseSettings):
             else value
         )
 
-    @field_validator("coze_api_base", "broker_public_url", "broker_oidc_issuer")
+    # Not of the OIDC issuer: it must be written exactly as the provider writes it.
+    @field_validator("coze_api_base", "broker_public_url")
     @classmethod
     def _without_trailing_slash(cls, value: str) -> str:
         return value.rstrip("/")

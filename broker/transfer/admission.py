@@ -1,13 +1,13 @@
-"""How many uploads there may be: in the broker at all, for one key, and on their way to Coze at once.
+"""How many uploads there may be in one worker: at all, and on their way to Coze at once.
 
-What is beyond the first two is refused at once; what is beyond the third waits. Keys take turns in
+What is beyond the first is refused at once; what is beyond the second waits. Keys take turns in
 waiting, so that one with hundreds of uploads does not hold up another with its first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -19,17 +19,16 @@ RETRY_AFTER_SECONDS = 2
 class Admission:
     """Counts the uploads of one process. A bound of 0 is none."""
 
-    def __init__(self, *, max_running: int, max_inflight: int = 0, max_inflight_per_key: int = 0) -> None:
+    def __init__(self, *, max_running: int, max_inflight: int = 0) -> None:
         self._max_inflight = max_inflight
-        self._max_inflight_per_key = max_inflight_per_key
-        self._inflight: Counter[str] = Counter()
+        self._inflight = 0
         self._max_running = self._free = max_running
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @property
     def inflight(self) -> int:
         """Uploads that were let in and are not over."""
-        return self._inflight.total()
+        return self._inflight
 
     @property
     def running(self) -> int:
@@ -42,16 +41,14 @@ class Admission:
         return sum(not turn.done() for queue in self._queues.values() for turn in queue)
 
     @contextmanager
-    def admitted(self, key_id: str) -> Iterator[None]:
+    def admitted(self) -> Iterator[None]:
         """Let an upload in, or raise :class:`NoFreeSlot` at once."""
-        self._check(key_id)
-        self._inflight[key_id] += 1
+        self._check()
+        self._inflight += 1
         try:
             yield
         finally:
-            self._inflight[key_id] -= 1
-            if not self._inflight[key_id]:
-                del self._inflight[key_id]
+            self._inflight -= 1
 
     @asynccontextmanager
     async def slot(self, key_id: str) -> AsyncIterator[None]:
@@ -65,16 +62,10 @@ class Admission:
         finally:
             self._pass_on()
 
-    def _check(self, key_id: str) -> None:
+    def _check(self) -> None:
         if 0 < self._max_inflight <= self.inflight:
             log = f"{self.inflight} uploads in flight"
             raise NoFreeSlot(retry_after_seconds=RETRY_AFTER_SECONDS, log=log)
-        if 0 < self._max_inflight_per_key <= self._inflight[key_id]:
-            raise NoFreeSlot(
-                f"This key has {self._inflight[key_id]} uploads running, as many as it may. "
-                "Send this one when another is done.",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
 
     async def _turn(self, key_id: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -22,14 +22,18 @@ from broker.errors import (
     Refusal,
     ScannerUnavailable,
     StoreUnavailable,
+    UpstreamLimit,
     UpstreamTimeout,
 )
 
-WaitingFor = Literal["client", "slot", "scanner", "store", "credential", "connection", "upstream", "answer"]
+WaitingFor = Literal[
+    "client", "slot", "turn", "scanner", "store", "credential", "connection", "upstream", "answer"
+]
 
 _REFUSALS: dict[WaitingFor, type[Refusal]] = {
     "client": ClientTooSlow,
     "slot": NoFreeSlot,
+    "turn": UpstreamLimit,
     "scanner": ScannerUnavailable,
     "store": StoreUnavailable,
     "credential": UpstreamTimeout,
@@ -52,6 +56,7 @@ class Patience:
     upstream: float
     answer: float
     scanner: float = 60
+    turn: float = 60
     client_bytes_per_second: float = 0
     """How fast the client must be, on average over as long as it may send nothing."""
 
@@ -72,7 +77,7 @@ class Pace:
         self._timeout: asyncio.Timeout | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
-        self._has_left = False
+        self._stopped_by: Refusal | None = None
         self._since = 0.0
         self._window_seconds = 0.0
         self._window_bytes = 0
@@ -133,13 +138,17 @@ class Pace:
         self._timeout = None
 
     def client_left(self) -> None:
-        """The client is gone: end the block with :class:`ClientLeft`.
+        """The client is gone: end the block with :class:`ClientLeft`."""
+        self.stop(ClientLeft(log=f"while {self._waiting_for} was waited for"))
+
+    def stop(self, refusal: Refusal) -> None:
+        """End the block with ``refusal``.
 
         Not so once all was sent: then Coze's answer is waited for, for the record and whoever asks again.
         """
         if self._waiting_for == "answer" or self._timeout is None or self._timeout.expired():
             return
-        self._has_left = True
+        self._stopped_by = refusal
         self._timeout.reschedule(self._loop.time())
 
     def received(self, size: int) -> None:
@@ -160,12 +169,12 @@ class Pace:
         self._window_seconds, self._window_bytes = 0.0, 0
 
     def _refusal(self) -> Refusal:
-        if self._has_left:
-            return ClientLeft(log=f"while {self._waiting_for} was waited for")
+        if self._stopped_by is not None:
+            return self._stopped_by
         if self._finish_at <= self._side_deadline() and self._waiting_for != "answer":
             return FinishDeadline()
         side = self._waiting_for
-        wait = RETRY_AFTER_SECONDS if side in ("slot", "scanner") else None
+        wait = RETRY_AFTER_SECONDS if side in ("slot", "turn", "scanner") else None
         return _REFUSALS[side](
             log=f"waited {getattr(self._patience, side):g} s for {side}", retry_after_seconds=wait
         )

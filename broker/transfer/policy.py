@@ -12,7 +12,13 @@ from broker.transfer.sniffing import FileTypes
 Route = Literal["direct", "proxy"]
 RouteWish = Literal["auto", "direct", "proxy"]
 Reason = Literal[
-    "small_file", "large_file", "sensitive", "no_browser_app", "proxy_requested", "direct_unavailable"
+    "small_file",
+    "large_file",
+    "sensitive",
+    "no_browser_app",
+    "proxy_requested",
+    "direct_unavailable",
+    "key_bound_to_types",
 ]
 
 

@@ -29,6 +29,7 @@ const REASONS = {
   no_browser_app: 'the direct route is not set up here',
   proxy_requested: 'chosen under Advanced',
   direct_unavailable: 'the direct route is not available at the moment',
+  key_bound_to_types: 'the key is bound to types of files, which the broker checks',
   direct_unreachable: 'fallback: the browser could not reach Coze',
   direct_failed: 'fallback: Coze did not take it on the direct route',
 };

@@ -24,6 +24,10 @@ export interface TokenAnswer {
   max_bytes?: number;
   /** Name of the form part that carries the file. */
   field?: string;
+  /** With the direct route: where its `file_id` is reported for a receipt, and the credential for that. */
+  upload_id?: string;
+  complete_url?: string;
+  complete_token?: string;
 }
 
 export type Route = 'direct' | 'proxy';
@@ -79,7 +83,11 @@ export interface UploadResult {
   file_name: string;
   bytes: number;
   route: Route;
-  /** Signed by the broker, for the app's back end. Only the proxy route has one. */
+  /**
+   * Signed by the broker, for the app's back end, once Coze has confirmed the file. On the direct route it is asked for
+   * after the upload, twice at most, 15 s each; `null` where none came, or the signal fired: the file is stored all the
+   * same.
+   */
   receipt: string | null;
   /** Unix time, in seconds. */
   created_at?: number;
@@ -132,13 +140,14 @@ export class UploadError extends Error {
 /**
  * Uploads one file to Coze and resolves to its `file_id`. Rejects with an {@link UploadError}.
  *
- * Sent again by itself, always with a fresh token: from the direct route once through the broker, unless Coze refused
- * the file itself; on the proxy route at most twice, after the broker's own `retryable`, or when the connection broke
- * before the last byte left (the broker never completes an upload that is short of bytes). The wait between attempts
- * follows `retry_after_seconds`, up to 10 s. When all bytes were sent to the broker and only the answer was lost,
- * nothing is sent again: Coze may hold the file, and a second copy is the caller's decision. A direct upload whose
- * answer was lost does go through the broker, as the page would never get its `file_id`: Coze may then hold a copy
- * that nobody uses.
+ * Sent again by itself, always with a fresh token:
+ * - from the direct route: once, through the broker, unless Coze refused the file itself. A direct upload whose answer
+ *   was lost goes through the broker, too, as the page would never get its `file_id`: Coze may then hold a copy that
+ *   nobody uses;
+ * - on the proxy route: at most twice, after the broker's own `retryable`, or when no answer came. By its
+ *   `Idempotency-Key` it stays one file, however often it is sent.
+ *
+ * The wait between attempts follows `retry_after_seconds`, up to 10 s.
  */
 export function uploadToCoze(file: Blob, options: UploadOptions): Promise<UploadResult>;
 export default uploadToCoze;

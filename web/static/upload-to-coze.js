@@ -1,7 +1,5 @@
 /**
- * Sends a file to Coze by the route of the broker's choice. It goes out again only where that is safe:
- * - direct: once, through the broker, unless Coze refused the file itself;
- * - proxy: twice at most, if the broker says `retryable` or no answer came; by its `Idempotency-Key` it stays one file.
+ * Sends a file to Coze by the route of the broker's choice; the `.d.ts` tells when it is sent again.
  *
  * @import { UploadOptions, UploadResult, UploadErrorDetails, TokenAnswer } from './upload-to-coze.js'
  * @typedef {UploadOptions & { file: Blob, name: string, broker: string, key: string }} Job
@@ -26,12 +24,7 @@ export class UploadError extends Error {
   /** @param {string} code @param {string} message @param {UploadErrorDetails} [details] */
   constructor(code, message, { status = 0, retryable = false, requestId, retryAfterSeconds, cause } = {}) {
     super(message, { cause });
-    this.name = 'UploadError';
-    this.code = code;
-    this.status = status;
-    this.retryable = retryable;
-    this.requestId = requestId;
-    this.retryAfterSeconds = retryAfterSeconds;
+    Object.assign(this, { name: 'UploadError', code, status, retryable, requestId, retryAfterSeconds });
   }
 }
 
@@ -53,6 +46,12 @@ export async function uploadToCoze(file, options) {
       const answer = await send(job, grant);
       const { result, error, again } = (direct ? readDirect : readProxy)(answer, job);
       if (result) {
+        if (grant.complete_url) {
+          const request = JSON.stringify({ file_id: result.file_id });
+          // Stored is stored, with a receipt or without.
+          const { body } = await post(job, grant.complete_url, grant.complete_token, request).catch(() => ({}));
+          result.receipt = body?.receipt ?? null;
+        }
         job.onProgress?.({ loaded: total, total, percent: 100 });
         return result;
       }
@@ -88,17 +87,12 @@ async function mint(job, route) {
       throw new UploadError('token_failed', 'The app could not get an upload token.', { cause });
     }
   } else if (publishableKey) {
-    const ask = () => post(job, url, publishableKey, request);
-    answer = await ask();
-    if (!answer.status || answer.status === 503) {
-      await pause(job, 1, answer.body?.retry_after_seconds);
-      answer = await ask();
-    }
+    answer = await post(job, url, publishableKey, request);
   } else throw new UploadError('no_credential', 'uploadToCoze needs getToken or publishableKey.');
 
-  const grant = answer.body;
-  if (!answer.status) throw unreachable(answer);
-  if (!grant?.access_token || !grant.upload_url) throw refusal(answer, answer.status >= 500);
+  const { body: grant, status } = answer;
+  if (!status) throw unreachable(answer);
+  if (!grant?.access_token || !grant.upload_url) throw refusal(answer, status >= 500);
   if (grant.route === 'direct') {
     if (!sensitive && route !== 'proxy') return grant;
     throw new UploadError('wrong_route', 'The token is for the direct route, which is ruled out.');
@@ -108,24 +102,24 @@ async function mint(job, route) {
   return grant;
 }
 
-/** @param {Job} job @param {string} url @param {string} key @param {string} body @returns {Promise<Answer>} */
-function post(job, url, key, body) {
-  return abortable(job, (resolve) => {
-    const control = new AbortController();
-    const stop = () => control.abort();
-    setTimeout(stop, 30_000);
-    const headers = { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json' };
-    fetch(url, { method: 'POST', headers, body, credentials: 'omit', signal: control.signal })
+/** Twice if need be; status 0 is no answer. @param {Job} job @param {string} url @param {string} key @param {string} body @returns {Promise<Answer>} */
+async function post(job, url, key, body) {
+  const headers = { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json' };
+  const ask = () => abortable(job, (resolve) => {
+    fetch(url, { method: 'POST', headers, body, credentials: 'omit', signal: AbortSignal.timeout(15_000) })
       .then(async (response) => {
         const id = response.headers.get('x-request-id');
         resolve({ url, status: response.status, body: parse(await response.text()), id });
       })
       .catch(() => resolve({ url, status: 0 }));
-    return stop;
   });
+  const answer = await ask();
+  if (answer.status && answer.status !== 503) return answer;
+  await pause(job, 1, answer.body?.retry_after_seconds);
+  return ask();
 }
 
-/** One attempt; status 0 is no answer. @param {Job} job @param {TokenAnswer} grant @returns {Promise<Answer>} */
+/** One attempt. @param {Job} job @param {TokenAnswer} grant @returns {Promise<Answer>} */
 function send(job, grant) {
   return abortable(job, (resolve) => {
     const url = new URL(grant.upload_url, `${job.broker}/`).href;
@@ -169,8 +163,8 @@ function readDirect(answer, { file, name }) {
   const { code, data, msg } = body ?? {};
   if (!status) return { error: unreachable(answer), again: true };
   if (code === 0 && data?.id && typeof data.id === 'string' && (data.bytes ?? file.size) === file.size) {
-    const result = { file_id: data.id, file_name: data.file_name ?? name, bytes: file.size, created_at: data.created_at };
-    return { result: { ...result, route: 'direct', logid: answer.id, receipt: null } };
+    const { id, file_name, created_at } = data;
+    return { result: { file_id: id, file_name: file_name ?? name, bytes: file.size, created_at, route: 'direct', logid: answer.id, receipt: null } };
   }
   if (!(code > 0)) return { error: refusal(answer), again: true };
   const error = new UploadError(`coze_${code}`, REFUSALS[code] ?? `Coze refused the upload: ${msg || code}`, { status, requestId: answer.id });

@@ -1,0 +1,66 @@
+"""Uploads under way whose caller is revoked are stopped, not only kept from being finished.
+
+One look for all of them, and only when keys or revocations changed since the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from broker.auth.caller import Caller
+from broker.auth.standing import Standing
+from broker.errors import Refusal, StoreUnavailable
+from broker.observe import logs
+from broker.state.generation import Generation
+from broker.transfer.pace import Pace
+
+SECONDS = 1.0
+"""Between two looks."""
+
+
+class Watch:
+    """The uploads of one process."""
+
+    def __init__(self, standing: Standing, generation: Generation) -> None:
+        self._standing = standing
+        self._generation = generation
+        self._seen: object = None
+        self._running: dict[Pace, Caller] = {}
+
+    @contextmanager
+    def over(self, caller: Caller, pace: Pace) -> Iterator[None]:
+        """Stop ``pace`` with what speaks against ``caller``, should that come up within the block."""
+        self._running[pace] = caller
+        try:
+            yield
+        finally:
+            del self._running[pace]
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(SECONDS)
+            try:
+                await self.look()
+            except StoreUnavailable:
+                pass  # what is let in by then is looked at when it ends
+            except Exception as error:  # whatever it is, it must not be the last look
+                logs.unexpected(error)
+
+    async def look(self) -> None:
+        """Stop whom the stores speak against."""
+        if not self._running:
+            return
+        generation = await self._generation.newest()
+        if generation is not None and generation == self._seen:
+            return
+        for pace, caller in list(self._running.items()):
+            try:
+                await self._standing.check_revoked(caller, generation)
+            except StoreUnavailable:
+                raise
+            except Refusal as refusal:
+                pace.stop(refusal)
+        self._seen = generation
