@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import io
-import json
 import re
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -27,25 +23,31 @@ from rich.progress import (
 )
 
 from broker import __version__, settings
+from broker.cli_audit import audit
+from broker.cli_keys import keys
+from broker.cli_signing_keys import signing_keys
+from broker.cli_store import with_database
+from broker.terminal import AsJson, Result, err, or_stop, out, print_line, print_table, say, stop
 
 app = typer.Typer(name="broker", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 app.add_typer(keys, name="keys")
+app.add_typer(audit, name="audit")
+app.add_typer(signing_keys, name="signing-keys")
 
-out = Console()
-err = Console(stderr=True)
-
-Result = TypeVar("Result")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 BrokerUrl = Annotated[str, typer.Option("--broker", envvar="BROKER_URL", help="Where the broker is.")]
 ApiKeyOption = Annotated[
     str, typer.Option("--api-key", envvar="BROKER_API_KEY", help="An API key of the broker's.")
 ]
-DAY_SECONDS = 86_400
-USAGE_ERROR = 2
-TOO_MANY_WORKERS = (
-    "--workers: more than one worker needs shared state in Redis, which this version does not have."
-)
+KeyIdOption = Annotated[
+    str,
+    typer.Option(
+        "--key-id", envvar="BROKER_KEY_ID", help="Sign for the key with this id instead of sending it."
+    ),
+]
+SigningSecretOption = Annotated[
+    str,
+    typer.Option("--signing-secret", envvar="BROKER_SIGNING_SECRET", help="The key's secret for signing."),
+]
 
 
 def main() -> None:
@@ -70,16 +72,16 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="The port to listen on [PORT]; 0 takes a free one.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="How many processes.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="How many processes [BROKER_WORKERS]; several need REDIS_URL.")
+    ] = None,
 ) -> None:
     """Run the broker."""
-    if workers > 1:
-        _stop([TOO_MANY_WORKERS, *_problems_of(lambda: settings.load(host=host, port=port))])
-    checked = _or_stop(lambda: settings.load(host=host, port=port))
+    checked = or_stop(lambda: settings.load(host=host, port=port, broker_workers=workers))
     gc.disable()  # nothing is garbage while modules load; looking for it takes a tenth of the start
     from broker.serve import serve as run  # noqa: PLC0415 - so that other commands start fast
 
-    _or_stop(lambda: run(checked))
+    raise typer.Exit(or_stop(lambda: run(checked)))
 
 
 @app.command()
@@ -106,28 +108,31 @@ def sandbox(
     try:
         run(host, port, config_file=config, credentials_dir=credentials_dir, as_json=as_json)
     except (OSError, OverflowError, ValueError) as error:
-        _stop([f"the sandbox can't start: {error}"])
+        stop([f"the sandbox can't start: {error}"])
 
 
 @app.command()
 def upload(
+    *,
     files: Annotated[list[Path], typer.Argument(help="The files to upload.")],
-    api_key: ApiKeyOption,
+    api_key: ApiKeyOption = "",
+    key_id: KeyIdOption = "",
+    signing_secret: SigningSecretOption = "",
     broker: BrokerUrl = "http://127.0.0.1:2026",
     as_json: AsJson = False,
 ) -> None:
     """Upload files through the broker and print their file_ids."""
-    from broker.uploader import BrokerClient, UploadFailedError  # noqa: PLC0415
+    from broker.uploader import UploadFailedError  # noqa: PLC0415
 
-    client, failed = BrokerClient(broker, api_key), False
+    client, failed = _client(broker, api_key, key_id, signing_secret), False
     for path in files:
         try:
             answer = _with_progress(path, client.upload)
         except UploadFailedError as error:
             failed = True
-            _say("red", "error", f"{path}: {error}")
+            say("red", "error", f"{path}: {error}")
         else:
-            _print_line({"path": str(path), **answer} if as_json else f"{answer['file_id']}  {path}")
+            print_line({"path": str(path), **answer} if as_json else f"{answer['file_id']}  {path}")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -135,7 +140,9 @@ def upload(
 def token(
     *,
     size: Annotated[int, typer.Option(help="The file's size in bytes.")],
-    api_key: ApiKeyOption,
+    api_key: ApiKeyOption = "",
+    key_id: KeyIdOption = "",
+    signing_secret: SigningSecretOption = "",
     broker: BrokerUrl = "http://127.0.0.1:2026",
     route: Annotated[str, typer.Option(help="auto, direct or proxy.")] = "auto",
     subject: Annotated[str | None, typer.Option(help="Whom the token is for.")] = None,
@@ -143,8 +150,9 @@ def token(
     sensitive: Annotated[bool, typer.Option(help="Never straight from the browser.")] = False,
 ) -> None:
     """Mint a token and print it as JSON."""
-    from broker.uploader import BrokerClient, UploadFailedError  # noqa: PLC0415
+    from broker.uploader import UploadFailedError  # noqa: PLC0415
 
+    client = _client(broker, api_key, key_id, signing_secret)
     asked = {
         "size": size,
         "route": route,
@@ -153,129 +161,52 @@ def token(
         "sensitive": sensitive,
     }
     try:
-        answer = BrokerClient(broker, api_key).mint(**{k: v for k, v in asked.items() if v is not None})
+        answer = client.mint(**{k: v for k, v in asked.items() if v is not None})
     except UploadFailedError as error:
-        _say("red", "error", str(error))
+        say("red", "error", str(error))
         raise typer.Exit(1) from None
-    _print_line(answer)
+    print_line(answer)
 
 
 @app.command()
 def config(as_json: AsJson = False) -> None:
     """Every setting, its value with secrets masked, and where the value comes from."""
-    given = _or_stop(settings.read)
+    given = or_stop(settings.read)
     rows = [
         (name.upper(), _shown(getattr(given, name)), settings.source_of(name))
         for name in settings.Settings.model_fields
     ]
     if as_json:
-        _print_line({name: {"value": value, "source": source} for name, value, source in rows})
+        print_line({name: {"value": value, "source": source} for name, value, source in rows})
     else:
-        _print_table(("setting", "value", "source"), rows)
+        print_table(("setting", "value", "source"), rows)
     problems = settings.problems(given)
     for sentence in settings.warnings(given) if not problems else []:
-        _say("yellow", "warning", sentence)
+        say("yellow", "warning", sentence)
     if problems:
-        _stop(problems)
+        stop(problems)
 
 
-@keys.command("create")
-def keys_create(
-    *,
-    name: Annotated[str, typer.Option(help="What the key is for.")],
-    scope: Annotated[
-        list[str] | None, typer.Option(help="What the key may do; give it once for each scope.")
-    ] = None,
-    publishable: Annotated[
-        bool, typer.Option(help="A key for a page: it may mint tokens and nothing else.")
+@app.command()
+def migrate(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit with 1 when it is not up to date.")
     ] = False,
-    origin: Annotated[list[str] | None, typer.Option(help="An origin that the key may be used from.")] = None,
-    expires_in_days: Annotated[
-        int | None, typer.Option(min=1, max=36_500, help="After how many days it expires; else never.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. It is shown this once."""
-    from broker.auth.api_keys import KeyRulesError  # noqa: PLC0415
+    """Bring the database up to date."""
+    from broker.state.schema import HEAD_REVISION  # noqa: PLC0415 - other commands need no database
 
-    wrong = [value for value in origin or [] if not settings.is_origin(value)]
-    if wrong:
-        _stop([f"--origin: {settings.not_an_origin(value)}" for value in wrong])
-    expires_at = int(time.time()) + expires_in_days * DAY_SECONDS if expires_in_days else 0
-    kind = "publishable" if publishable else "secret"
-    try:
-        key, secret = _with_keys(
-            lambda store: store.create(
-                name=name, kind=kind, scopes=scope or (), origins=origin or (), expires_at=expires_at
-            )
-        )
-    except KeyRulesError as error:
-        _stop([str(error)])
-    for value in sorted(set(key.origins) - set(_or_stop(settings.load_for_store).allowed_origins)):
-        _say("yellow", "warning", f"browsers keep {value} out until it is one of BROKER_ALLOWED_ORIGINS.")
+    before = with_database(lambda _, database: database.revision() if check else database.migrate())
+    is_current = before == HEAD_REVISION or not check
     if as_json:
-        _print_line({"id": key.id, "key": secret, **_described(key)})
+        print_line({"from": before, "to": HEAD_REVISION, "current": is_current})
+    elif before == HEAD_REVISION:
+        print_line(f"The database is up to date: it is at revision {HEAD_REVISION}.")
     else:
-        out.print(f"{key.id}  {', '.join(key.scopes)}\n\n    {secret}\n", highlight=False, soft_wrap=True)
-        err.print("Keep it now: it can't be shown again.", highlight=False)
-
-
-@keys.command("list")
-def keys_list(as_json: AsJson = False) -> None:
-    """List the keys, masked."""
-    found = _with_keys(lambda store: store.list())
-    if as_json:
-        _print_line([{"id": key.id, **_described(key)} for key in found])
-        return
-    rows = [
-        (key.id, key.name, key.hint, " ".join(key.scopes), " ".join(key.origins), _state(key))
-        for key in found
-    ]
-    _print_table(("id", "name", "key", "scopes", "origins", "state"), rows)
-
-
-@keys.command("revoke")
-def keys_revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
-) -> None:
-    """Make a key useless from now on."""
-    if not _with_keys(lambda store: store.revoke(key_id)):
-        _stop([f"There is no key {key_id} that could be revoked."])
-    out.print(f"{key_id} is revoked.", highlight=False)
-
-
-def _with_keys(work: Callable[[Any], Awaitable[Result]]) -> Result:
-    """Open the store of keys, do one thing with it, close it."""
-    given = _or_stop(settings.load_for_store)
-    from broker import opening  # noqa: PLC0415
-    from broker.observe import logs  # noqa: PLC0415
-    from broker.state.database import Database  # noqa: PLC0415
-
-    logs.configure(given.broker_log_format, "warning")
-
-    async def run() -> Result:
-        database = Database(given.resolved_database_url)
-        try:
-            await database.migrate()
-            return await work(opening.api_keys(given, database))
-        finally:
-            await database.close()
-
-    def run_and_tell() -> Result:
-        with opening.troubles_told():
-            return asyncio.run(run())
-
-    return _or_stop(run_and_tell)
-
-
-def _described(key: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(key).items() if name != "id"}
-
-
-def _state(key: Any) -> str:
-    if key.revoked_at:
-        return "revoked"
-    return "expired" if 0 < key.expires_at <= time.time() else "active"
+        step = f"from {f'revision {before}' if before else 'nothing'} to revision {HEAD_REVISION}"
+        print_line(f"The database has yet to go {step}." if check else f"The database went {step}.")
+    raise typer.Exit(0 if is_current else 1)
 
 
 def _shown(value: Any) -> Any:
@@ -285,6 +216,19 @@ def _shown(value: Any) -> Any:
         return "(set, not shown)"
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     return re.sub("//[^/@]*@", "//(not shown)@", text)
+
+
+def _client(broker: str, api_key: str, key_id: str, signing_secret: str) -> Any:
+    """A client of the broker's that signs if it has what it takes, and sends its key if not."""
+    from broker.signing import SignedAuth  # noqa: PLC0415
+    from broker.uploader import BrokerClient  # noqa: PLC0415
+
+    if bool(key_id) != bool(signing_secret):
+        stop(["--key-id and --signing-secret go together: one was given without the other."])
+    if not api_key and not key_id:
+        stop(["--api-key, or --key-id with --signing-secret: one of them is needed."])
+    signer = SignedAuth(key_id.strip(), signing_secret.strip()) if key_id else None
+    return BrokerClient(broker, api_key, signer=signer)
 
 
 def _with_progress(path: Path, send: Callable[..., Result]) -> Result:
@@ -302,41 +246,3 @@ def _with_progress(path: Path, send: Callable[..., Result]) -> Result:
         answer = send(path, show)
         progress.update(task, completed=progress.tasks[task].total)
     return answer
-
-
-def _print_line(value: Any) -> None:
-    """For pipes: one line, no colours, no wrapping."""
-    typer.echo(value if isinstance(value, str) else json.dumps(value))
-
-
-def _print_table(headings: tuple[str, ...], rows: list[Any]) -> None:
-    """Nothing is cut, however narrow the terminal: an id that is cut can't be used."""
-    lines = [headings, *(tuple("" if cell is None else str(cell) for cell in row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _problems_of(read: Callable[[], Any]) -> list[str]:
-    try:
-        read()
-    except settings.SettingsError as error:
-        return error.problems
-    return []
-
-
-def _or_stop(read: Callable[[], Result]) -> Result:
-    try:
-        return read()
-    except settings.SettingsError as error:
-        _stop(error.problems)
-
-
-def _stop(problems: list[str]) -> NoReturn:
-    for sentence in problems:
-        _say("red", "error", sentence)
-    raise typer.Exit(USAGE_ERROR)
-
-
-def _say(style: str, word: str, sentence: str) -> None:
-    err.print(f"[{style}]{word}[/{style}] {escape(sentence)}", highlight=False, soft_wrap=True)

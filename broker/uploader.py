@@ -9,11 +9,14 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
 import httpx
+
+from broker.signing import SignedAuth, file_digest
 
 CHUNK_BYTES = 262_144
 TIMEOUT = httpx.Timeout(60.0, read=600.0)
@@ -31,11 +34,12 @@ class UploadFailedError(Exception):
 
 @dataclass(frozen=True)
 class BrokerClient:
-    """Talks to the broker at ``url`` with an API key."""
+    """Talks to the broker at ``url`` with an API key, or with requests that are signed instead."""
 
     url: str
-    api_key: str
+    api_key: str = ""
     origin: str | None = None
+    signer: SignedAuth | None = None
 
     def __repr__(self) -> str:
         return f"BrokerClient({self.url!r})"
@@ -48,12 +52,16 @@ class BrokerClient:
         }
         with _opened(path) as file:
             headers["Content-Length"] = str(os.fstat(file.fileno()).st_size)
+            if self.signer:
+                headers["Content-Digest"] = _digest(file)
             body = _unchanging(file, on_progress)
-            return _post(self._address("/proxy/upload"), "file_id", content=body, headers=headers)
+            url = self._address("/proxy/upload")
+            return _post(url, "file_id", content=body, headers=headers, auth=self.signer)
 
     def mint(self, **asked: Any) -> dict[str, Any]:
         """A token, as ``POST /token`` answers it. Raises :class:`UploadFailedError`."""
-        return _post(self._address("/token"), "access_token", json=asked, headers=self._headers())
+        url = self._address("/token")
+        return _post(url, "access_token", json=asked, headers=self._headers(), auth=self.signer)
 
     def upload_by_token(self, path: Path, **asked: Any) -> dict[str, Any]:
         """What a browser does: mint a token, and go the way that its answer names."""
@@ -74,10 +82,13 @@ class BrokerClient:
         return self.url.rstrip("/") + path
 
     def _headers(self) -> dict[str, str]:
+        origin = {"Origin": self.origin} if self.origin else {}
+        if self.signer:
+            return origin
         key = self.api_key.strip()
         if not _KEY.fullmatch(key):
             raise UploadFailedError("The API key has characters that no key has. Copy it again, whole.")
-        return {"Authorization": f"Bearer {key}", **({"Origin": self.origin} if self.origin else {})}
+        return {"Authorization": f"Bearer {key}", **origin}
 
 
 def _quoted(name: str) -> str:
@@ -88,7 +99,7 @@ def _quoted(name: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         # Asked before it is opened: opening a pipe would wait for whoever writes to it.
         if not stat.S_ISREG(path.stat().st_mode):
@@ -100,7 +111,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _unchanging(file: BinaryIO, on_progress: OnProgress) -> Iterator[bytes]:
+def _unchanging(file: BufferedReader, on_progress: OnProgress) -> Iterator[bytes]:
     """The file's bytes; the last of them only when it is still the file that it was at first.
 
     Whoever still writes to it would else have half of it stored and be told that all is well.
@@ -118,12 +129,19 @@ def _unchanging(file: BinaryIO, on_progress: OnProgress) -> Iterator[bytes]:
         on_progress(sent, size)
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
+def _digest(file: BufferedReader) -> str:
+    try:
+        return file_digest(file)
+    except OSError as error:
+        raise UploadFailedError(f"The file can't be read ({error.strerror}).") from error
+
+
+def _state(file: BufferedReader) -> tuple[int, int]:
     now = os.fstat(file.fileno())
     return now.st_size, now.st_mtime_ns
 
 
-def _read(file: BinaryIO, size: int) -> bytes:
+def _read(file: BufferedReader, size: int) -> bytes:
     try:
         return file.read(size)
     except OSError as error:

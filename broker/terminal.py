@@ -1,0 +1,62 @@
+"""What the commands write: lines for pipes, tables for people, problems with an exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from broker import settings
+
+out = Console()
+err = Console(stderr=True)
+
+Result = TypeVar("Result")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+USAGE_ERROR = 2
+
+
+def print_line(value: Any) -> None:
+    """For pipes: one line, no colours, no wrapping."""
+    typer.echo(value if isinstance(value, str) else json.dumps(value))
+
+
+def print_table(headings: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
+    """Nothing is cut, however narrow the terminal: an id that is cut can't be used."""
+    lines = [headings, *(tuple("" if cell is None else str(cell) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def problems_of(read: Callable[[], Any]) -> list[str]:
+    """What ``read`` finds wrong with the settings."""
+    try:
+        read()
+    except settings.SettingsError as error:
+        return error.problems
+    return []
+
+
+def or_stop(read: Callable[[], Result]) -> Result:
+    """What ``read`` gives; where the settings are wrong the command ends, and says why."""
+    try:
+        return read()
+    except settings.SettingsError as error:
+        stop(error.problems)
+
+
+def stop(problems: list[str]) -> NoReturn:
+    """End the command with a line for each problem."""
+    for sentence in problems:
+        say("red", "error", sentence)
+    raise typer.Exit(USAGE_ERROR)
+
+
+def say(style: str, word: str, sentence: str) -> None:
+    """A line on standard error, its first word in colour."""
+    err.print(f"[{style}]{word}[/{style}] {escape(sentence)}", highlight=False, soft_wrap=True)
