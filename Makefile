@@ -19,9 +19,10 @@ help: ## this list
 demo: .venv/.demo ## broker, sandbox Coze and page on this machine; ARGS=--check uploads by each route and exits
 	@.venv/bin/broker demo $(ARGS)
 
+# Most tests wait for a process of theirs, so three at a time are done sooner also on two cores.
 test: check packages clients ## everything: check, then pytest $(ARGS)
 	@echo '- pytest $(ARGS)'
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 bench: .venv/.test packages ## the broker beside nginx and a naive relay; ARGS=--quick takes under a minute
 	@.venv/bin/python -m tests.bench $(ARGS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from broker.errors import NoFreeSlot
+from broker.errors import NoFreeSlot, TooManyUploads
 from broker.transfer.admission import Admission
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
 from tests.support.raw_http import Connection, head
@@ -137,31 +137,20 @@ async def test_no_slot_is_lost_or_made_whatever_happens() -> None:
 
 def test_beyond_the_bound_is_refused_at_once() -> None:
     admission = Admission(max_running=1, max_inflight=2)
-    with admission.admitted("a"):
-        with admission.admitted("b"), pytest.raises(NoFreeSlot) as refused, admission.admitted("c"):
+    with admission.admitted():
+        with admission.admitted(), pytest.raises(NoFreeSlot) as refused, admission.admitted():
             pass
         assert refused.value.retry_after_seconds == 2
-        with admission.admitted("c"):
+        with admission.admitted():
             assert admission.inflight == 2
     assert admission.inflight == 0
-
-
-def test_one_key_can_not_take_all_the_room() -> None:
-    admission = Admission(max_running=1, max_inflight=10, max_inflight_per_key=2)
-    with ExitStack() as uploads:
-        for _ in range(2):
-            uploads.enter_context(admission.admitted("a"))
-        with pytest.raises(NoFreeSlot, match="2 uploads running"), admission.admitted("a"):
-            pass
-        with admission.admitted("b"):
-            assert admission.inflight == 3
 
 
 def test_without_bounds_all_are_let_in() -> None:
     admission = Admission(max_running=1)
     with ExitStack() as uploads:
         for _ in range(5000):
-            uploads.enter_context(admission.admitted("a"))
+            uploads.enter_context(admission.admitted())
         assert admission.inflight == 5000
 
 
@@ -203,7 +192,7 @@ def test_one_upload_too_many_of_a_key_is_refused_and_another_key_has_room(
         refused = send(narrow, mine, path)
         assert refused.headers["retry-after"] == "2"
         assert "retry-after" in refused.headers["access-control-expose-headers"].lower()
-        assert_refused(narrow, refused, NoFreeSlot, path)
+        assert_refused(narrow, refused, TooManyUploads, path)
         assert send(narrow, other).status_code == 200
         uploads.enter_context(begin(narrow, sandbox, other))
         assert_refused(narrow, send(narrow, other, path), NoFreeSlot, path)
@@ -219,5 +208,5 @@ def test_a_token_counts_for_the_key_that_minted_it_and_is_not_spent(
     with ExitStack() as uploads:
         for _ in range(3):
             uploads.enter_context(begin(narrow, sandbox, narrow.secret_key))
-        assert_refused(narrow, send(narrow, token), NoFreeSlot)
+        assert_refused(narrow, send(narrow, token), TooManyUploads)
     sandbox.wait_for(lambda: send(narrow, token).status_code == 200)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import jwt
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 
 from tests.support import needs
 from tests.support.broker_process import Broker, running_broker
@@ -175,7 +178,7 @@ def test_a_small_file_goes_direct(app: App, sandbox: SandboxControl) -> None:
     told = app.upload(size=300_000)
     result = assert_stored(told, sandbox, csv(300_000), "direct")
     assert told["routes"] == [{"route": "direct", "reason": "small_file", "fallback": False}]
-    assert result["receipt"] is None
+    assert receipt_of(result) == {"route": "direct", "bytes": 300_000, "file_name": "data.csv"}
     assert result["logid"] == sandbox.events(kind="upload", method="POST")[0]["logid"]
     stored = sandbox.file(result["file_id"])
     assert stored["client_id"] == sandbox.environment["COZE_BROWSER_OAUTH_CLIENT_ID"]
@@ -227,6 +230,78 @@ def test_a_name_of_any_script_arrives(app: App, sandbox: SandboxControl) -> None
     for route in ("auto", "proxy"):
         told = app.upload(name=name, route=route)
         assert sandbox.file(told["result"]["file_id"])["file_name"] == name
+
+
+# --- the receipt of a direct upload -----------------------------------------------------------------
+
+
+def receipt_of(result: dict[str, Any]) -> dict[str, Any]:
+    """What the result's receipt says beyond the file's id, which is the result's."""
+    claims = jwt.decode(result["receipt"], options={"verify_signature": False})
+    assert claims["file_id"] == result["file_id"]
+    return {name: claims[name] for name in ("route", "bytes", "file_name")}
+
+
+def completions(app: App) -> list[str]:
+    """The paths at which it asked for a receipt."""
+    posts = [request for request in app.tab.requests if request.method == "POST"]
+    return [path for path in (urlsplit(post.url).path for post in posts) if path.endswith("/complete")]
+
+
+def test_a_page_with_its_own_back_end_gets_a_receipt_too(app: App) -> None:
+    """For the user that the back end named."""
+    told = app.upload(ownBackEnd=True, subject="user-42", name="标题 (1).csv")
+    assert receipt_of(told["result"])["file_name"] == "标题 (1).csv"
+    assert jwt.decode(told["result"]["receipt"], options={"verify_signature": False})["sub"] == "user-42"
+
+
+def test_without_the_broker_a_direct_upload_is_an_upload_all_the_same(
+    app: App, sandbox: SandboxControl
+) -> None:
+    """The line to it broke after the token came."""
+    app.tab.page.route("**/uploads/*/complete", lambda route: route.abort())
+    told = app.upload()
+    result = assert_stored(told, sandbox, csv(8), "direct")
+    assert result["receipt"] is None
+    assert len(completions(app)) == 2
+    assert_grows(told, 8)
+
+
+def test_a_receipt_that_was_not_to_be_had_at_first_is_asked_for_again(
+    app: App, sandbox: SandboxControl
+) -> None:
+    sandbox.fail(path="/v1/files/retrieve", code=4013, status=429, times=1, headers={"Retry-After": "1"})
+    result = assert_stored(app.upload(), sandbox, csv(8), "direct")
+    assert receipt_of(result)["route"] == "direct"
+
+
+def test_a_receipt_that_is_refused_fails_no_upload(app: App, sandbox: SandboxControl) -> None:
+    """Here Coze says that it has no such file."""
+    sandbox.fail(path="/v1/files/retrieve", code=4200)
+    result = assert_stored(app.upload(), sandbox, csv(8), "direct")
+    assert result["receipt"] is None
+    app.broker.last_record(completions(app)[0], code="file_mismatch")
+
+
+def test_a_page_cannot_get_a_receipt_for_somebody_else_s_file(app: App, sandbox: SandboxControl) -> None:
+    """It changes what the helper reports to the id of another file that the account holds."""
+    other = assert_stored(app.upload(size=16), sandbox, csv(16), "direct")["file_id"]
+
+    def lie(route: Route) -> None:
+        route.continue_(post_data=json.dumps({"file_id": other}))
+
+    sandbox.heal()
+    app.tab.page.route("**/uploads/*/complete", lie)
+    result = assert_stored(app.upload(), sandbox, csv(8), "direct")
+    assert result["receipt"] is None
+    assert app.broker.last_record(completions(app)[-1], code="file_mismatch")["file_id"] == other
+
+
+def test_an_abort_while_the_receipt_is_awaited_changes_nothing(app: App, sandbox: SandboxControl) -> None:
+    """The file is stored by then, and its file_id is worth more than the wait."""
+    sandbox.fail(path="/v1/files/retrieve", delay_seconds=20)
+    result = assert_stored(app.upload(abort="stored"), sandbox, csv(8), "direct")
+    assert result["receipt"] is None
 
 
 # --- fallback -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from broker import __version__
 from broker.uploader import BrokerClient, UploadFailedError
 from tests.support.broker_process import COMMAND, Broker, clean_environment, run_command
 from tests.support.sandbox_control import SandboxControl
+from tests.support.signed_app import running_signed_app
 
 CONTENT = b"a,b\n" * 500_000
 
@@ -263,3 +264,38 @@ def test_a_lifetime_beyond_all_reason_is_refused(broker: Broker) -> None:
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+SIGNING = {
+    "an id without a secret": (["--key-id", "key_1"], "--key-id and --signing-secret go together"),
+    "a secret without an id": (["--signing-secret", "cub_ss_1"], "--key-id and --signing-secret go together"),
+    "nothing at all": ([], "--api-key, or --key-id with --signing-secret"),
+}
+
+
+@pytest.mark.parametrize("case", SIGNING)
+@pytest.mark.parametrize("command", [["upload", "a.pdf"], ["token", "--size", "1"]])
+def test_a_caller_sends_its_key_or_signs(case: str, command: list[str]) -> None:
+    options, sentence = SIGNING[case]
+    done = run_command(*command, *options, environment=clean_environment())
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "cub_ss_1" not in done.stderr
+
+
+def test_a_signed_upload_does_not_send_the_secret(folder: Path) -> None:
+    """Though the server, which knows no such key, refuses it."""
+    secret = "cub_ss_" + "s" * 46
+    path = folder / "a.pdf"
+    path.write_bytes(b"%PDF-1.7")
+    url = f"sqlite+aiosqlite:///{folder / 'broker.db'}"
+    with running_signed_app(url, {}) as server:
+        environment = clean_environment() | {
+            "BROKER_URL": server,
+            "BROKER_KEY_ID": "key_0123456789abcdef",
+            "BROKER_SIGNING_SECRET": secret,
+        }
+        done = run_command("upload", str(path), environment=environment)
+    assert done.returncode == 1
+    assert "invalid_signature" in done.stderr
+    assert secret not in done.stderr + done.stdout

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from broker.api.status import contract
 from broker.app import ROUTES
@@ -16,8 +16,13 @@ from tests.support.broker_process import Broker
 
 # That a PDF must look like one, or how long a token may live, is policy: no schema says it.
 NOT_FOR_A_SCHEMA_TO_SAY: list[Any] = [positive_data_acceptance]
+ADMINISTRATION = ("/keys", "/api/permission_api/")
+# A console of Coze's puts marks of its own into every query; no schema can say that they are passed over.
+OPEN_QUERIES = ("list_personal_access_tokens", "get_personal_access_token_and_permission")
 
 schema = schemathesis.openapi.from_dict(contract())
+# The calls below have a key. A made-up signature beside it would only have them refused.
+schema.config.generation.update(with_security_parameters=False)
 
 
 @schema.parametrize()
@@ -26,8 +31,13 @@ def test_the_service_answers_as_its_contract_says(
     case: schemathesis.Case[Any], session_broker: Broker
 ) -> None:
     """Made-up requests, well-formed and not, with a valid key get the statuses and bodies promised."""
+    path = case.operation.path
+    key = session_broker.admin_key if path.startswith(ADMINISTRATION) else None
+    excluded = [negative_data_rejection] if path.endswith(OPEN_QUERIES) else []
     case.call_and_validate(
-        base_url=session_broker.url, headers=session_broker.auth(), excluded_checks=NOT_FOR_A_SCHEMA_TO_SAY
+        base_url=session_broker.url,
+        headers=session_broker.auth(key),
+        excluded_checks=[*NOT_FOR_A_SCHEMA_TO_SAY, *excluded],
     )
 
 

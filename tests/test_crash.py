@@ -21,9 +21,13 @@ from tests.support.bystander import bystander
 from tests.support.raw_http import Connection, head
 from tests.support.refusals import PROXY
 from tests.support.sandbox_control import SandboxControl
+from tests.support.waiting import wait_for
 
 CSV = b"a,b\n1,2\n"
-DATA = {"broker.db", "broker.db-shm", "broker.db-wal", "key-pepper", "signing-keys.pem"}
+DATA = {
+    *("broker.db", "broker.db-shm", "broker.db-wal", "broker.db-generation"),
+    *("key-pepper", "signing-keys.pem"),
+}
 """All that may lie in the data folder."""
 
 
@@ -187,7 +191,7 @@ def test_a_full_disk_shuts_and_opens_again(folder: Path, sandbox: SandboxControl
             ready = httpx.get(f"{broker.url}/ready")
             assert (ready.status_code, ready.json()["checks"]["store"]) == (503, "store_unavailable")
             assert code(upload(broker, broker.secret_key)) == (200, "ok"), "no claim, no write"
-        assert httpx.get(f"{broker.url}/ready").status_code == 200
+        wait_for(lambda: httpx.get(f"{broker.url}/ready").status_code == 200)
         assert code(upload(broker, token)) == (200, "ok")
         assert code(upload(broker, token)) == (401, "token_used")
 

@@ -140,6 +140,21 @@ def test_a_trace_in_the_log_shows_no_values(log_format: Any, capfd: pytest.Captu
     assert "canary" not in shown.replace('_fail_with("cub_sk_canary")', "")
 
 
+@pytest.mark.parametrize("kind", ["sk", "pk", "ss"])
+def test_a_secret_of_ours_is_not_logged_whoever_writes_it(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = logging.getLogger().handlers[:]
+    logs.configure("json")
+    try:
+        logs.warning("what others wrote", detail=f"it said cub_{kind}_Canary-4711_x, and went on")
+    finally:
+        logging.getLogger().handlers[:] = before
+    shown = capfd.readouterr().err
+    assert f"it said cub_{kind}_(redacted), and went on" in shown
+    assert "Canary" not in shown
+
+
 def _fail_with(secret: str) -> None:
     assert secret
     raise ValueError("something went wrong")

@@ -326,7 +326,7 @@ def test_without_a_scanner_set_up_a_sensitive_file_passes_through_the_broker(
     assert_stored(sandbox, answer, CLEAN)
     record = record_of(broker, answer.headers["x-request-id"])
     assert (record["sensitive"], "scanned" in record) == (True, False)
-    assert CLIENT.get(f"{broker.url}/ready").json()["checks"] == {"store": "ok"}
+    assert CLIENT.get(f"{broker.url}/ready").json()["checks"] == {"store": "ok", "audit": "ok"}
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -481,7 +481,8 @@ def test_readiness_tells_of_the_scanner(
     end(clamd)
     answer = CLIENT.get(f"{scanning_broker.url}/ready")
     assert answer.status_code == (200 if is_ready else 503)
-    assert answer.json()["checks"] == {"store": "ok", "scanner": "ok" if is_ready else "scanner_unavailable"}
+    scanner = "ok" if is_ready else "scanner_unavailable"
+    assert answer.json()["checks"] == {"store": "ok", "audit": "ok", "scanner": scanner}
 
 
 @pytest.mark.parametrize("content", [CLEAN, b"x" * (SCANNER_MAX_BYTES - 1)], ids=["small", "large"])

@@ -23,6 +23,7 @@ GOOD = {
     "BROKER_LOG_FORMAT": "json",
 }
 CANARY = "canary-4711"
+GOOD_PEPPER = "3fd1c1f1f8b04c0d8a5e2b9d7c6a1e0f"
 
 
 def pem(key: Any, encryption: Any = None) -> str:
@@ -81,6 +82,21 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         "the file can't be read (No such file or directory)",
     ),
     "short pepper": ({"BROKER_KEY_PEPPER": "x" * 31}, "BROKER_KEY_PEPPER is shorter than 32"),
+    **{
+        f"pepper {text}": ({"BROKER_KEY_PEPPER": text}, f"BROKER_KEY_PEPPER {sentence}")
+        for text, sentence in (
+            ("a" * 40, "has fewer than 6 different characters"),
+            ("0101010101010101010101010101010101", "has fewer than 6 different characters"),
+            ("changeme" * 5, "says the same again and again"),
+            ("example" * 5 + "exa", "says the same again and again"),
+            ("0123456789abcdef" * 2, "says the same again and again"),
+            (f"{CANARY} " * 4, "says the same again and again"),
+            ("your-secret-key-here-change-me-please", "is a text from an example"),
+            ("This-Is-A-Secret_Change_Me_In_Production!", "is a text from an example"),
+            ("abcdefghijklmnopqrstuvwxyz0123456789", "is a text from an example"),
+            ("password123secret456password789change", "is a text from an example"),
+        )
+    },
     "a secret key for the page": (
         {"BROKER_PAGE_PUBLISHABLE_KEY": "cub_sk_canary"},
         "BROKER_PAGE_PUBLISHABLE_KEY is not a publishable key",
@@ -89,8 +105,20 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "signing keys: no PEM": ({"BROKER_SIGNING_KEYS": "x"}, "BROKER_SIGNING_KEYS: not Ed25519"),
     "signing keys: RSA": ({"BROKER_SIGNING_KEYS": rsa_pem()}, "BROKER_SIGNING_KEYS: not Ed25519"),
     "signing keys: locked": ({"BROKER_SIGNING_KEYS": LOCKED_KEY}, "BROKER_SIGNING_KEYS: not Ed25519"),
+    "workers without Redis": ({"BROKER_WORKERS": "2"}, "more than one worker needs REDIS_URL"),
+    "no worker": ({"BROKER_WORKERS": "0"}, "BROKER_WORKERS: Input should be greater"),
     "ttl": ({"BROKER_TOKEN_TTL_SECONDS": "901"}, "BROKER_TOKEN_TTL_SECONDS is longer than"),
     "ttl beyond Coze's": ({"BROKER_TOKEN_MAX_TTL_SECONDS": "86400"}, "BROKER_TOKEN_MAX_TTL_SECONDS: "),
+    "oidc: plain http": (
+        {"BROKER_OIDC_ISSUER": "http://login.example.com", "BROKER_OIDC_AUDIENCE": "app"},
+        "BROKER_OIDC_ISSUER: plain http",
+    ),
+    "oidc: no address": (
+        {"BROKER_OIDC_ISSUER": "login.example.com", "BROKER_OIDC_AUDIENCE": "app"},
+        "BROKER_OIDC_ISSUER: not an address",
+    ),
+    "oidc: no audience": ({"BROKER_OIDC_ISSUER": "https://login.example.com"}, "BROKER_OIDC_AUDIENCE is not"),
+    "oidc: no issuer": ({"BROKER_OIDC_AUDIENCE": "app"}, "BROKER_OIDC_ISSUER is not set, but"),
     "port": ({"PORT": "70000"}, "PORT: Input should be less than"),
     "file types: none": ({"BROKER_FILE_TYPES": " , "}, "BROKER_FILE_TYPES: not extensions"),
     "file types: more than any": ({"BROKER_FILE_TYPES": "*,pdf"}, "BROKER_FILE_TYPES: not extensions"),
@@ -142,7 +170,7 @@ def test_serving_is_refused_with_every_problem_at_once(folder: Path) -> None:
     assert code == 2
     assert said.count("error ") == len(said.splitlines()) == 9
     for word in (
-        *("--workers", "COZE_API_BASE", "COZE_API_TOKEN", "PORT", "'*'", "'null'", "BROKER_KEY_PEPPER"),
+        *("BROKER_WORKERS", "COZE_API_BASE", "COZE_API_TOKEN", "PORT", "'*'", "'null'", "BROKER_KEY_PEPPER"),
         *("COZE_BROWSER_OAUTH_PUBLIC_KEY_ID", "COZE_BROWSER_OAUTH_PRIVATE_KEY"),
     ):
         assert word in said
@@ -276,7 +304,7 @@ def config(folder: Path, *arguments: str, **given: str) -> Any:
 def test_config_shows_every_setting_with_its_source(folder: Path) -> None:
     """The environment wins over ``.env``; an empty value counts as none."""
     (folder / ".env").write_text(
-        f"RELATED=1\nBROKER_LOG_LEVEL=debug\nCOZE_API_BASE=https://other\nBROKER_KEY_PEPPER={CANARY * 4}\n"
+        f"RELATED=1\nBROKER_LOG_LEVEL=debug\nCOZE_API_BASE=https://other\nBROKER_KEY_PEPPER={GOOD_PEPPER}\n"
     )
     done = config(
         folder, "--json", BROKER_MAX_UPLOAD_BYTES="1000", HOST="", BROKER_ALLOWED_ORIGINS="http://a,http://b"
@@ -329,6 +357,7 @@ SECRETS = {
     "BROKER_SIGNING_KEYS": CANARY,
     "BROKER_KEY_PEPPER": CANARY,
     "DATABASE_URL": f"postgresql://user:{CANARY}@127.0.0.1:1/db",
+    "REDIS_URL": f"redis://:{CANARY}@127.0.0.1:1/0",
     "COZE_API_BASE": f"https://user:{CANARY}@api.coze.cn",
 }
 
@@ -350,11 +379,22 @@ def test_no_secret_is_ever_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_setting_that_holds_a_secret_says_so() -> None:
-    words = ("token", "private_key", "pepper", "signing", "database_url")
-    known_harmless = {
-        *("broker_token_ttl_seconds", "broker_token_max_ttl_seconds"),
-        *("coze_jwt_oauth_private_key_file_path", "coze_browser_oauth_private_key_file_path"),
+    """By its name it may be one; a number, or the path of a file, is none."""
+    words = ("token", "private_key", "pepper", "signing", "secret", "password", "database_url", "redis_url")
+    harmless = (int, float, bool, Path, Path | None)
+    suspects = {
+        name: field.annotation
+        for name, field in settings.Settings.model_fields.items()
+        if any(word in name for word in words)
     }
-    for name, field in settings.Settings.model_fields.items():
-        if any(word in name for word in words) and name not in known_harmless:
-            assert "SecretStr" in str(field.annotation), name
+    assert {"coze_api_token", "redis_url", "broker_signing_keys", "broker_token_max_uses"} <= set(suspects)
+    for name, annotation in suspects.items():
+        assert annotation in harmless or "SecretStr" in str(annotation), name
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [GOOD_PEPPER, GOOD_PEPPER * 2, "74275882878888814873182214328435", "kT9#vq$Zr8!mW2^xLp7&bN4*cY6@hJ3%"],
+)
+def test_a_random_text_is_a_secret(secret: str) -> None:
+    assert settings.weakness(secret) is None

@@ -49,6 +49,7 @@ def measure(folder: Path, size: Size, say: Callable[[str], None]) -> Found:
             "P3": {**found["P3"], **memory},
             "P4": many,
             **tokens,
+            "P5b": tokens_with_redis(folder / "shared", sink, size),
             "P6": added_wait(folder / "waiting", sink, size),
             "P8": start(folder / "start", sink, size),
             "P9": {"bytes": len(gzip.compress(HELPER.read_bytes(), 9))},
@@ -151,13 +152,15 @@ def token_requests(folder: Path, sink: int, size: Size) -> Found:
         servers.broker(folder, sink, BROKER_MAX_UPSTREAM_CONNECTIONS=str(SLOW_UPLOADS + 100)) as broker,
         servers.naive(sink) as naive,
     ):
-        token = Target("127.0.0.1", broker.target.port, "/token", broker.target.authorization)
-        bare = Target("127.0.0.1", naive.target.port, "/bare")
-        pairs = [
-            (_ask(naive, bare, size.rate_seconds), _ask(broker, token, size.rate_seconds))
-            for _ in range(size.rounds)
-        ]
-        return {"P5": _rates(pairs), "P7": _responsive(broker.target, token, size)}
+        token = _of_tokens(broker)
+        rates = _rates(_alternating(naive, broker, size))
+        return {"P5": rates, "P7": _responsive(broker.target, token, size)}
+
+
+def tokens_with_redis(folder: Path, sink: int, size: Size) -> Values:
+    """P5b."""
+    with servers.broker_with_redis(folder, sink) as broker, servers.naive(sink) as naive:
+        return _rates(_alternating(naive, broker, size))
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,18 @@ class Rate:
 
     per_second: float
     cpu_us: float
+
+
+def _alternating(naive: Server, broker: Server, size: Size) -> list[tuple[Rate, Rate]]:
+    bare = Target("127.0.0.1", naive.target.port, "/bare")
+    return [
+        (_ask(naive, bare, size.rate_seconds), _ask(broker, _of_tokens(broker), size.rate_seconds))
+        for _ in range(size.rounds)
+    ]
+
+
+def _of_tokens(broker: Server) -> Target:
+    return Target("127.0.0.1", broker.target.port, "/token", broker.target.authorization)
 
 
 def _ask(server: Server, target: Target, seconds: float) -> Rate:

@@ -19,6 +19,8 @@ import psutil
 
 from tests.bench.load import Target
 from tests.support.broker_process import clean_environment, running_broker, stop
+from tests.support.databases import new_database, running_postgresql
+from tests.support.redis import running_redis
 
 START_SECONDS = 20.0
 
@@ -99,6 +101,15 @@ def broker(folder: Path, sink_port: int, **settings: str) -> Iterator[Server]:
 
 
 @contextmanager
+def broker_with_redis(folder: Path, sink_port: int) -> Iterator[Server]:
+    """The same as one of several would run: on PostgreSQL and Redis, on this machine."""
+    with running_postgresql() as postgresql, running_redis() as redis:
+        stores = {"DATABASE_URL": new_database(postgresql), "REDIS_URL": redis.url}
+        with broker(folder, sink_port, **stores) as server:
+            yield server
+
+
+@contextmanager
 def unhashed_broker(folder: Path, sink_port: int, key: str) -> Iterator[Server]:
     """The broker without sha256, on the data of the one in ``folder``: whose key is good for both."""
     with _serving("tests.bench.unhashed", folder / "data", sink_port) as (port, pid):
@@ -133,11 +144,14 @@ def _wait_until_ready(port: int) -> None:
 
 
 def _coze(sink_port: int) -> dict[str, str]:
-    """What is sent is no file of any type."""
+    """What is sent is no file of any type, and faster than Coze would take it."""
     return {
         "COZE_API_BASE": f"http://127.0.0.1:{sink_port}",
         "COZE_API_TOKEN": "pat_for_the_benchmark",
         "BROKER_FILE_TYPES": "*",
+        # Every limit is on, and none is reached.
+        "BROKER_RATE_LIMIT_REQUESTS_PER_KEY": "1000000000",
+        "BROKER_UPSTREAM_UPLOADS_PER_SECOND": "0",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -33,7 +34,7 @@ class Broker:
     process: subprocess.Popen[bytes]
     log: Path
     secret_key: str = ""
-    """An API key with every scope."""
+    """An API key for tokens and files."""
     publishable_key: str = ""
     """A key for pages, from the broker's own origin and ``PAGE_ORIGIN``."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +42,11 @@ class Broker:
     @property
     def origin(self) -> str:
         return self.url
+
+    @functools.cached_property
+    def admin_key(self) -> str:
+        """An API key that may administer keys and nothing else; made when it is first asked for."""
+        return str(self.create_key("--scope=keys:admin")["key"])
 
     def auth(self, key: str | None = None) -> dict[str, str]:
         """The Authorization header for a key; for the secret one when none is given."""
@@ -146,6 +152,9 @@ def running_broker(folder: Path, coze_environment: dict[str, str], **settings: s
         **settings,
     }
     log = folder / "broker.log"
+    if environment.get("DATABASE_URL", "").startswith("postgres"):  # an operator's own to bring up to date
+        migrated = run_command("migrate", environment=environment)
+        assert migrated.returncode == 0, migrated.stderr
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*COMMAND, "serve"],

@@ -243,6 +243,34 @@ FAULTS: dict[str, tuple[str, ...]] = {
         "test_crash.py::test_a_clock_that_jumps_ahead_and_back_makes_no_token_fresh",
     ),
     "a thousand at once": ("test_crowd.py::test_everybody_in_a_crowd_gets_an_answer",),
+    # who says that they are whom
+    "ID token forged, or somebody else's": (
+        "test_id_tokens.py::test_what_the_provider_did_not_sign_as_it_stands_is_refused",
+        "test_id_tokens.py::test_a_claim_that_is_not_right_is_refused",
+        "test_callers.py::test_what_is_no_id_token_for_us_is_refused",
+    ),
+    "identity provider is away, or not well": (
+        "test_openid_provider.py::test_without_keys_nobody_is_let_in",
+        "test_openid_provider.py::test_keys_outlive_a_provider_that_is_not_well",
+        "test_openid_provider.py::test_unknown_keys_ask_the_provider_every_half_minute_at_most",
+        "test_callers.py::test_without_its_provider_users_wait_and_servers_do_not",
+    ),
+    "signed request comes again": (
+        "test_signatures.py::test_a_nonce_is_good_for_one_request",
+        "test_signatures.py::test_a_request_that_comes_to_two_processes_at_once_passes_once",
+        "test_callers.py::test_a_signed_request_is_good_once",
+    ),
+    "signed request changed on its way": (
+        "test_signatures.py::test_what_was_changed_on_its_way_is_refused",
+        "test_callers.py::test_a_file_that_was_changed_on_its_way_is_not_stored",
+        "test_callers.py::test_a_form_that_was_changed_and_goes_on_behind_its_end_is_not_stored",
+    ),
+    "direct upload reported with a foreign or invented file_id": (
+        "test_completion.py::test_an_invented_file_id_is_refused",
+        "test_completion.py::test_a_foreign_file_is_refused",
+        "test_completion.py::test_of_many_who_report_one_file_at_once_one_gets_it",
+        "test_browser_helper.py::test_a_page_cannot_get_a_receipt_for_somebody_else_s_file",
+    ),
 }
 
 

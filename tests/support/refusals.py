@@ -19,7 +19,7 @@ SHAPES = (PROXY, DROP_IN)
 """Our own route answers with problem+json, Coze's with Coze's envelope."""
 
 _SECRETS = re.compile(
-    r"cub_[sp]k_\w{20}|eyJ[\w-]{8,}\.[\w-]{8}|(pat|sat|czs)_[\w-]{12}|PRIVATE KEY|Bearer [\w.-]{12}"
+    r"cub_(?:[sp]k|ss)_\w{20}|eyJ[\w-]{8,}\.[\w-]{8}|(pat|sat|czs)_[\w-]{12}|PRIVATE KEY|Bearer [\w.-]{12}"
 )
 
 
