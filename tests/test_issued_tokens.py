@@ -353,5 +353,4 @@ def test_a_kept_token_is_of_no_use_to_who_reads_the_database(broker: Broker) -> 
         rows = str(database.execute("SELECT * FROM idempotency").fetchall())
     database.close()
     assert "sealed" in rows
-    assert kept not in rows
-    assert "eyJ" not in rows
+    assert [part for part in kept.split(".") if part in rows] == []
