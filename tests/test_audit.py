@@ -28,7 +28,7 @@ from broker.state.audit.log import AuditLog, Filter
 from broker.state.audit.row import COLUMNS, MAX_DETAIL_LENGTH, AuditRow, of_event, token_hash
 from broker.state.audit.spool import Spool
 from broker.state.audit.verification import Verification
-from broker.state.audit.writer import RECORD_SECONDS, Audit
+from broker.state.audit.writer import Audit
 from broker.state.database import Database, audit_spools
 from broker.state.database import audit as table
 from tests.support.databases import psql
@@ -38,6 +38,8 @@ from tests.support.waiting import until
 KEY = b"k" * 32
 SPOOL_BYTES = 1_000_000
 PATIENT_SECONDS = 30.0
+RECORD_SECONDS = 0.5
+"""Shorter than a broker's own, so that troubles are seen soon."""
 """For a database that works, on a machine that has much to do."""
 
 

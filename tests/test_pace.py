@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -46,6 +47,42 @@ async def test_a_side_that_moves_has_its_time_again() -> None:
         for _ in range(4):
             await asyncio.sleep(0.15)
             pace.received(1)
+
+
+async def late(pace: Pace, *sides: WaitingFor) -> None:
+    """The first side moves when its time is over, and the others at once: before the block hears of that."""
+    loop, moved = asyncio.get_running_loop(), asyncio.Event()
+    async with pace.kept():
+        pace.wait_for("slot")
+        loop.call_later(0.02, time.sleep, 0.1)  # a busy loop, which sees both of these only afterwards
+        loop.call_later(0.04, moved.set)
+        await moved.wait()
+        for side in sides:
+            pace.wait_for(side)
+        await asyncio.sleep(0.3)
+
+
+async def test_who_moves_at_the_last_moment_is_not_late() -> None:
+    await late(Pace(replace(PATIENT, slot=0.06)), "store")
+
+
+async def test_the_next_side_is_not_blamed_for_the_one_before() -> None:
+    with pytest.raises(UpstreamTimeout):
+        await late(Pace(replace(PATIENT, slot=0.06, upstream=0.1)), "store", "upstream")
+
+
+async def test_the_token_s_deadline_is_over_even_for_who_moves_at_the_last_moment() -> None:
+    with pytest.raises(FinishDeadline):
+        await late(Pace(PATIENT, finish_in_seconds=0.06), "store")
+
+
+async def test_what_was_sent_before_the_client_s_leave_was_heard_has_its_answer() -> None:
+    pace = Pace(PATIENT)
+    async with pace.kept():
+        pace.wait_for("upstream")
+        pace.client_left()
+        pace.wait_for("answer")
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("side", ["client", "slot", "connection", "upstream"])

@@ -78,6 +78,8 @@ class Pace:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._stopped_by: Refusal | None = None
+        self._is_ending = False
+        """The block is told to end, and may go on for a step before it hears."""
         self._since = 0.0
         self._window_seconds = 0.0
         self._window_bytes = 0
@@ -101,8 +103,25 @@ class Pace:
         """From now on ``side`` is the one that has to move."""
         self._waiting_for = side
         self._since = self._loop.time()
+        if self._is_ending:
+            self._take_back()
         if self._deadline() < self._alarm_at:
             self._set_alarm()
+
+    def _take_back(self) -> None:
+        """Whoever was late has moved before the block heard of it: nobody else is to blame for that. What was
+        stopped stays so, but not once all was sent.
+        """
+        if self._timeout is None or self._timeout.expired():
+            return
+        if self._stopped_by is None or self._waiting_for == "answer":
+            self._is_ending, self._stopped_by = False, None
+            self._timeout.reschedule(None)
+            self._end_alarm()
+
+    def _end(self, timeout: asyncio.Timeout) -> None:
+        self._is_ending = True
+        timeout.reschedule(self._loop.time())
 
     def _deadline(self) -> float:
         """Once all was sent, the outcome is worth more than the token's own deadline."""
@@ -128,7 +147,7 @@ class Pace:
         if self._loop.time() < self._deadline():
             self._set_alarm()
         else:
-            timeout.reschedule(self._loop.time())
+            self._end(timeout)
 
     def over(self) -> None:
         """From now on nobody is waited for: the outcome is known."""
@@ -149,7 +168,7 @@ class Pace:
         if self._waiting_for == "answer" or self._timeout is None or self._timeout.expired():
             return
         self._stopped_by = refusal
-        self._timeout.reschedule(self._loop.time())
+        self._end(self._timeout)
 
     def received(self, size: int) -> None:
         """So many bytes came from the client. If it was waited for, it has as long again for the next ones;
@@ -162,6 +181,8 @@ class Pace:
         if self._waiting_for == "client":
             self._window_seconds += now - self._since
             self._since = now
+            if self._is_ending:
+                self.wait_for("client")
         if self._window_seconds < self._patience.client:
             return
         if self._window_bytes < self._patience.client_bytes_per_second * self._window_seconds:

@@ -21,7 +21,8 @@ from broker.state.audit.log import Abandoned, AuditLog, Batch, Stretch
 from broker.state.audit.row import AuditRow
 from broker.state.audit.spooling import BATCH_ROWS, Spooling
 
-RECORD_SECONDS = 0.5
+RECORD_SECONDS = 3.0
+"""A disk that is busy takes its time; only a database that takes no rows at all is to close the mint."""
 PROBE_SECONDS = 0.5
 SPOOL_SECONDS = 0.1
 NOTE_SECONDS = 0.1
