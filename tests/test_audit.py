@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from sqlalchemy.exc import DBAPIError
 from broker.errors import AuditUnavailable
 from broker.observe.events import Event
 from broker.state.audit.backlog import MAX_NOTES, MAX_REFUSALS
-from broker.state.audit.chain import START, Chain, Head, named, parse_head
+from broker.state.audit.chain import START, Chain, Head, Link, named, parse_head
 from broker.state.audit.log import AuditLog, Filter
-from broker.state.audit.row import COLUMNS, MAX_DETAIL_LENGTH, AuditRow, of_event, token_hash
+from broker.state.audit.row import COLUMNS, MAX_DETAIL_LENGTH, AuditRow, Values, of_event, token_hash
 from broker.state.audit.spool import Spool
 from broker.state.audit.verification import Verification
 from broker.state.audit.writer import Audit
@@ -866,22 +866,32 @@ async def took(audit: Audit) -> bool:
     return True
 
 
+class ChainWithAWitness(Chain):
+    """Tells when rows are about to be handed over, once."""
+
+    tell: Callable[[], object] | None = None
+
+    def extended(self, head: Head, rows: Iterable[Values]) -> tuple[list[Link], Head]:
+        tell, self.tell = self.tell, None
+        if tell is not None:
+            tell()
+        return super().extended(head, rows)
+
+
 @pytest.mark.parametrize("troubles", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("weather", ["answers lost", "mute"])
 async def test_rows_of_which_nobody_knows_whether_they_were_written_are_there_once(
     troubles: Troubles, weather: Any, folder: Path
 ) -> None:
     """The line breaks when they are handed over: one time they are written, the other time they are not."""
-    log, line = AuditLog(troubles.database, Chain(KEY)), troubles.line
+    chain, line = ChainWithAWitness(KEY), troubles.line
+    log = AuditLog(troubles.database, chain)
     assert line
     async with written_by(log, folder, record_seconds=RECORD_SECONDS) as audit:
         audit.note(row(0))
         await until(lambda: audit.waiting == 0 and not spools(folder))
 
-        def break_line(*_: Any) -> None:
-            line.breaks(weather)
-
-        sa.event.listen(troubles.database.engine.sync_engine, "checkout", break_line, once=True)
+        chain.tell = functools.partial(line.breaks, weather)
         for number in range(1, 20):
             audit.note(row(number))
         await until(lambda: line.weather == weather)

@@ -9,7 +9,7 @@ import pytest
 
 from broker.api.watch import Watch
 from broker.auth.api_keys import ApiKeys
-from broker.auth.caller import Caller
+from broker.auth.caller import Call, Caller
 from broker.auth.standing import Standing
 from broker.errors import InvalidCredential
 from broker.state.database import Database
@@ -18,7 +18,7 @@ from broker.state.revocations import Revocations
 from broker.transfer.pace import Pace, Patience
 
 LONG = 60.0
-OF_NO_KEY = Caller(kind="secret_key", key_id="key_0000000000000000", scopes=())
+OF_NO_KEY = Caller(kind="secret_key", key_id="key_0000000000000000", scopes=(), call=Call())
 
 
 class Stumbling(AlwaysAsk):

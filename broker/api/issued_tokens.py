@@ -16,7 +16,7 @@ from broker.api import auditing, gate
 from broker.api.bodies import read_small
 from broker.api.rendering import NO_STORE
 from broker.api.services import Services, services
-from broker.auth.caller import Caller
+from broker.auth.caller import Call, Caller
 from broker.auth.scopes import FILES_UPLOAD, KEYS_ADMIN, TOKEN_MINT
 from broker.auth.upload_tokens import AUDIENCE, UploadToken
 from broker.errors import InvalidRequest, Refusal, UnsupportedMediaType, WrongScope
@@ -89,7 +89,7 @@ async def _live(broker: Services, caller: Caller, text: str) -> UploadToken | No
     token = _of_caller(broker, caller, text)
     if token is None:
         return None
-    holder = Caller.with_token(token, address=None, origin=token.origin)
+    holder = Caller.with_token(token, Call(origin=token.origin))
     try:
         await broker.standing.check(holder, broker.generation.current())
     except Refusal as refusal:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable, Iterator
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,12 +20,14 @@ from broker.errors import OutcomeUnknown, Refusal, ShuttingDown
 from broker.observe import events, logs
 
 MAX_LOGGED_PATH = 200
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "cross-origin",
-}
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"cross-origin"),
+)
+"""Of every answer that has none of its own."""
+_OF_BODIES = (b"content-length", b"transfer-encoding", b"expect")
 _SLASHES = re.compile("/{2,}")
 
 
@@ -32,11 +35,12 @@ class RequestBody:
     """Passes a request's body on and knows how far it was read."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        headers = Headers(scope=scope)
-        self.is_there = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        # Once through the headers; of those that come twice the first counts, as for everybody else.
+        said = {name: value for name, value in reversed(scope["headers"]) if name in _OF_BODIES}
+        self.is_there = said.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in said
         self._receive = receive
         self._started = False
-        self._expects_continue = headers.get("expect", "").lower() == "100-continue"
+        self._expects_continue = said.get(b"expect", b"").lower() == b"100-continue"
         self.is_read = not self.is_there
 
     @property
@@ -69,11 +73,7 @@ class RequestRecord:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 event.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = event.request_id
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.update(event.limit_headers or {})
+                message["headers"] = [*message["headers"], *_added(event, message["headers"])]
             await send(message)
 
         try:
@@ -127,6 +127,15 @@ class OneSlash:
         if scope["type"] == "http" and "//" in scope["path"]:
             scope["path"] = _SLASHES.sub("/", scope["path"])
         await self._app(scope, receive, send)
+
+
+def _added(event: events.Event, own: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """What every answer's headers have besides its own."""
+    yield b"x-request-id", event.request_id.encode()
+    for name, value in (event.limit_headers or {}).items():
+        yield name.lower().encode("latin-1"), value.encode("latin-1")
+    known = {name for name, _ in own}
+    yield from (header for header in SECURITY_HEADERS if header[0] not in known)
 
 
 def _open(scope: Scope, trusted_proxies: int) -> events.Event:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -32,25 +30,22 @@ async def mint(request: Request) -> JSONResponse:
     caller = caller.acting_for(asked.subject)
     key = idempotency.key_of(request.headers)
     caller, verdict = await gate.enter(broker, caller, size=asked.size * asked.uses)
-    async with _reserved(broker, caller, asked.size * asked.uses):
+    is_new = False
+    try:
         minting = Minting(broker, caller, asked, await gate.epoch(broker, verdict))
         answer = await (minting.answer() if key is None else _once(minting, key))
         note_answer(answer, asked)
         await auditing.record(broker)
+        is_new = not events.current().replayed
+    finally:
+        if not is_new:  # bytes stay reserved for a token that is, and for nothing else
+            await _give_back(broker, caller, asked.size * asked.uses)
     return JSONResponse(answer, headers=NO_STORE | idempotency.replayed_header())
 
 
-@asynccontextmanager
-async def _reserved(broker: Services, caller: Caller, reserved: int) -> AsyncIterator[None]:
-    """Bytes stay reserved for a token that is new, and for nothing else."""
-    event, is_minted = events.current(), False
-    try:
-        yield
-        is_minted = not event.replayed
-    finally:
-        if not is_minted:
-            held_seconds = time.monotonic() - event.started
-            await gate.settle(broker, caller, reserved=reserved, used=0, held_seconds=held_seconds)
+async def _give_back(broker: Services, caller: Caller, reserved: int) -> None:
+    held_seconds = time.monotonic() - events.current().started
+    await gate.settle(broker, caller, reserved=reserved, used=0, held_seconds=held_seconds)
 
 
 async def _once(minting: Minting, key: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ token, nor one kind of token for another (RFC 8725 §3.11, §3.12).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from broker.auth.api_keys import ApiKeys
-from broker.auth.caller import Caller, CallerKind
+from broker.auth.caller import Call, Caller, CallerKind
 from broker.auth.completion_tokens import CompletionTokens
 from broker.auth.failures import Failures
 from broker.auth.key_format import looks_like_key
@@ -35,7 +35,7 @@ from broker.settings import is_origin
 
 MAX_CREDENTIAL_LENGTH = 8192
 
-Find = Callable[[Request, str | None], Awaitable[Caller]]
+Find = Callable[[Request, Call], Awaitable[Caller]]
 
 
 @dataclass(frozen=True)
@@ -75,30 +75,31 @@ class Authenticator:
 
     async def _guarded(self, request: Request, find: Find, scope: str | None) -> Caller:
         """Whoever guesses waits; whoever is known has the scope, and calls from where it may."""
-        address, sent = request.state.address, request.headers.get("authorization", "")
-        bucket = bucket_of(address)
+        headers, address = request.headers, request.state.address
+        call = Call(address, headers.get("origin"), needs=scope)
+        sent, bucket = headers.get("authorization", ""), bucket_of(address)
         self.failures.check(bucket, _secret_of(sent))
         try:
-            caller = await find(request, address)
+            caller = await find(request, call)
         except (InvalidCredential, InvalidSignature):  # one that came too late was not guessed
             self.failures.note_bad(bucket, _secret_of(sent))
             raise
         if caller.key is not None and sent:
             self.failures.note_good(_secret_of(sent))
         _note(caller)
-        caller = replace(caller, needs=scope)
         self.check(caller)
         return caller
 
     def check(self, caller: Caller) -> None:
         """Hold a caller against what its key allows: raises a refusal of the 403 family."""
-        if caller.needs is not None and caller.needs not in caller.scopes:
-            raise WrongScope(f"This call needs the scope '{caller.needs}', which the key lacks.")
+        needs = caller.call.needs
+        if needs is not None and needs not in caller.scopes:
+            raise WrongScope(f"This call needs the scope '{needs}', which the key lacks.")
         self._check_place(caller)
 
-    async def _server(self, request: Request, address: str | None) -> Caller:
+    async def _server(self, request: Request, call: Call) -> Caller:
         if is_signed(request.headers):
-            return await self._signed(request, address)
+            return await self._signed(request, call)
         credential = bearer(request.headers)
         if not looks_like_key(credential):
             raise InvalidCredential(
@@ -106,9 +107,9 @@ class Authenticator:
             )
         key = await self.keys.authenticate(credential)
         kind: CallerKind = "secret_key" if key.kind == "secret" else "publishable_key"
-        return Caller.with_key(key, kind=kind, address=address, origin=request.headers.get("origin"))
+        return Caller.with_key(key, kind, call)
 
-    async def _signed(self, request: Request, address: str | None) -> Caller:
+    async def _signed(self, request: Request, call: Call) -> Caller:
         signed = await self.signatures.verify(
             request.method,
             request.scope["raw_path"],
@@ -120,31 +121,29 @@ class Authenticator:
             raise InvalidCredential(log="signed with a key that is gone")
         self.keys.last_use.touch(key.id)
         request.state.body_sha256 = signed.body_sha256
-        return Caller.with_key(
-            key, kind="signed_request", address=address, origin=request.headers.get("origin")
-        )
+        return Caller.with_key(key, "signed_request", call)
 
-    async def _minter(self, request: Request, address: str | None) -> Caller:
+    async def _minter(self, request: Request, call: Call) -> Caller:
         if self.id_tokens is None or is_signed(request.headers):
-            return await self._server(request, address)
+            return await self._server(request, call)
         credential = bearer(request.headers)
         if not self.id_tokens.claims_to_be_from(credential):
-            return await self._server(request, address)
+            return await self._server(request, call)
         user = await self.id_tokens.verify(credential)
-        return Caller.with_id_token(user.subject, address=address, origin=request.headers.get("origin"))
+        return Caller.with_id_token(user.subject, call)
 
-    async def _uploader(self, request: Request, address: str | None) -> Caller:
+    async def _uploader(self, request: Request, call: Call) -> Caller:
         if is_signed(request.headers):
-            return await self._signed(request, address)
+            return await self._signed(request, call)
         credential = bearer(request.headers)
         if looks_like_key(credential):
-            return await self._server(request, address)
+            return await self._server(request, call)
         token = self.tokens.verify(credential)
-        return Caller.with_token(token, address=address, origin=request.headers.get("origin"))
+        return Caller.with_token(token, call)
 
-    async def _completer(self, request: Request, address: str | None) -> Caller:
+    async def _completer(self, request: Request, call: Call) -> Caller:
         token = self.completions.verify(bearer(request.headers))
-        return Caller.with_completion(token, address=address, origin=request.headers.get("origin"))
+        return Caller.with_completion(token, call)
 
     def _check_place(self, caller: Caller) -> None:
         """From which page, and from which network address."""

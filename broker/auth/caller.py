@@ -23,6 +23,15 @@ USERS_KEY_ID = "oidc"
 """What stands where a key's id would for end users of the OpenID provider. No key has this id."""
 
 
+class Call(NamedTuple):
+    """What a request says of itself, whoever sends it: where it comes from, and what it is for."""
+
+    address: str | None = None
+    origin: str | None = None
+    needs: str | None = None
+    """The scope that the call asks for."""
+
+
 class Issued(NamedTuple):
     """What every token of ours says of its origin, by which it can be taken back."""
 
@@ -39,72 +48,75 @@ class Caller:
     kind: CallerKind
     key_id: str
     scopes: tuple[str, ...]
+    call: Call
     rights: Rights = UNBOUND
     subject: str | None = None
     """Whom the caller acts for, where that is known."""
-    address: str | None = None
-    origin: str | None = None
     key_hint: str | None = None
-    needs: str | None = None
-    """The scope that the call asks for."""
     key: ApiKey | None = None
     issued: Issued | None = None
     token: UploadToken | None = None
     completion: CompletionToken | None = None
 
     @classmethod
-    def with_key(cls, key: ApiKey, *, kind: CallerKind, address: str | None, origin: str | None) -> Caller:
+    def with_key(cls, key: ApiKey, kind: CallerKind, call: Call) -> Caller:
         """Whoever holds an API key."""
         return cls(
             kind=kind,
             key_id=key.id,
             scopes=key.scopes,
             rights=key.rights,
-            address=address,
-            origin=origin,
+            call=call,
             key_hint=key.hint,
             key=key,
         )
 
     @classmethod
-    def with_id_token(cls, subject: str, *, address: str | None, origin: str | None) -> Caller:
+    def with_id_token(cls, subject: str, call: Call) -> Caller:
         """A user of the operator's OpenID provider, who may get tokens for uploads of their own."""
         return cls(
             kind="user",
             key_id=USERS_KEY_ID,
             scopes=(TOKEN_MINT,),
             subject=subject,
-            address=address,
-            origin=origin,
+            call=call,
         )
 
     @classmethod
-    def with_token(cls, token: UploadToken, *, address: str | None, origin: str | None) -> Caller:
+    def with_token(cls, token: UploadToken, call: Call) -> Caller:
         """A browser; its token holds all that its key might have allowed."""
         return cls(
             kind="upload_token",
             key_id=token.key_id,
             scopes=(FILES_UPLOAD,),
             subject=token.subject,
-            address=address,
-            origin=origin,
+            call=call,
             issued=Issued(token.jti, token.subject, token.key_id, token.issued_at),
             token=token,
         )
 
     @classmethod
-    def with_completion(cls, token: CompletionToken, *, address: str | None, origin: str | None) -> Caller:
+    def with_completion(cls, token: CompletionToken, call: Call) -> Caller:
         """A browser whose file went past the broker, and that wants a receipt for it."""
         return cls(
             kind="completion_token",
             key_id=token.key_id,
             scopes=(),
             subject=token.subject,
-            address=address,
-            origin=origin,
+            call=call,
             issued=Issued(token.upload_id, token.subject, token.key_id, token.issued_at),
             completion=token,
         )
+
+    @property
+    def address(self) -> str | None:
+        """The IP address that the request came from."""
+        return self.call.address
+
+    @property
+    def origin(self) -> str | None:
+        """The page that it came from, if it did."""
+        return self.call.origin
 
     @property
     def is_server(self) -> bool:

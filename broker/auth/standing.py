@@ -29,9 +29,10 @@ class Standing:
         Raises :class:`RevokedCredential` for a token, and for a key what a key of no use raises.
         """
         key = await self.check_revoked(caller, generation)
-        if key is not None:
-            self._check_times(caller, key)
-        return caller if key is None else caller.renewed(key)
+        if key is None:
+            return caller
+        self._check_times(caller, key)
+        return caller if key == caller.key else caller.renewed(key)
 
     async def check_revoked(self, caller: Caller, generation: object = None) -> ApiKey | None:
         """The same for an upload that has begun: it may outlive its key's time, and its token's, but not

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -144,12 +145,19 @@ class Database:
         self.url = make_url(url)
         self.engine = _engine(self.url)
         self._has_failed = False
+        self._kept: AsyncConnection | None = None
+        self._kept_until = 0.0
+        self._keeping = asyncio.Lock()
         errors = _errors_of_driver(is_sqlite=self.is_sqlite)
         self._integrity_error: type[Exception] = errors[0]
         self._faults: tuple[type[Exception], ...] = (*errors[1], DBAPIError, PoolTimeoutError, OSError)
         pool = self.engine.pool
         if isinstance(pool, sa.QueuePool):
-            snapshot.count("database_connections_in_use", pool.checkedout)
+            # The kept one is in use only for the moment that somebody has it.
+            snapshot.count(
+                "database_connections_in_use",
+                lambda: pool.checkedout() - (self._kept is not None and not self._keeping.locked()),
+            )
 
     async def make_ready(self) -> None:
         """SQLite, which is this broker's alone, is brought up to date; PostgreSQL must be, by its operator.
@@ -202,18 +210,37 @@ class Database:
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[Any]:
         """The driver's own connection, aiosqlite's or asyncpg's, for what is done so often that it must cost
-        little. Whoever uses it commits for himself. Errors surface as in a ``transaction``.
+        little: one that is kept for this, by one at a time. Whoever uses it commits for himself. Errors
+        surface as in a ``transaction``.
 
         To be used by what is ``uninterrupted`` alone.
         """
         try:
-            async with self.engine.connect() as connection:
-                yield (await connection.get_raw_connection()).driver_connection
+            async with self._keeping:
+                connection = await self._kept_connection()
+                try:
+                    yield (await connection.get_raw_connection()).driver_connection
+                except BaseException:
+                    await self._let_go()
+                    raise
         except self._integrity_error as error:
             raise IntegrityError(None, None, error) from error
         except self._faults as error:
             self._has_failed = True
             raise StoreUnavailable(log=f"{type(error).__name__}: {error}") from error
+
+    async def _kept_connection(self) -> AsyncConnection:
+        """The same for a while: each time that one is taken from the pool, it is tried first."""
+        if self._kept is None or time.monotonic() >= self._kept_until:
+            await self._let_go()
+            self._kept, self._kept_until = await self.engine.connect(), time.monotonic() + KEPT_SECONDS
+        return self._kept
+
+    async def _let_go(self) -> None:
+        """Back to the pool, which undoes what was not committed."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept.close()
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that may have an ``ON CONFLICT``: both dialects know it, and SQLAlchemy has it twice."""
@@ -239,6 +266,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._let_go()
         await self.engine.dispose()
 
     @property
@@ -249,6 +277,7 @@ class Database:
 
 STORE_SECONDS = 5.0
 """How long the database may take to connect, to give a connection, and to answer."""
+KEPT_SECONDS = 1.0
 
 
 def _engine(url: sa.URL) -> AsyncEngine:

@@ -5,10 +5,12 @@ Who holds the head's row holds the end of the chain, and the others wait.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.errors import StoreUnavailable
-from broker.state.audit.chain import LINK_COLUMNS, START, Chain, Head, named
+from broker.state.audit.chain import LINK_COLUMNS, START, Chain, Head, Link, named
 from broker.state.audit.row import AuditRow, Values
 from broker.state.database import Database, audit_head, audit_spools
 from broker.state.database import audit as table
@@ -158,11 +160,11 @@ class AuditLog:
                 return head
         if self.head is None:
             return None
-        links, head = self.chain.extended(self.head, batch.rows)
-        ends = (*self._head_row(head).values(), self.head.seq, self.chain.seal_of(self.head))
         async with self._database.driver() as driver:
             if batch.is_abandoned:
                 raise Abandoned
+            links, head = self.chain.extended(self.head, batch.rows)
+            ends = (*self._head_row(head).values(), self.head.seq, self.chain.seal_of(self.head))
             batch.attempted = head
             done = await driver.execute(_APPEND_IN_POSTGRESQL, *ends, *zip(*links, strict=True))
         return head if done == f"INSERT 0 {len(links)}" else None
@@ -175,7 +177,8 @@ class AuditLog:
             connection.rollback()
             return None
         links, head = self.chain.extended(found.head, batch.rows)
-        connection.executemany(_INSERT_IN_SQLITE, links)
+        for some in _in_powers_of_two(links):
+            connection.execute(_insert_in_sqlite(len(some)), list(chain.from_iterable(some)))
         connection.execute(_ADVANCE_IN_SQLITE, self._head_row(head))
         # In this order: whoever gives the batch up sets the one and then looks at the other.
         batch.attempted = head
@@ -335,10 +338,26 @@ def _found(row: Any, last_seq: int | None) -> Found:
     return Found(head, "" if row is None else row.seal, last_seq or 0)
 
 
+def _in_powers_of_two(links: list[Link]) -> Iterator[list[Link]]:
+    """Many rows a statement, since each gives up the interpreter's lock and has to wait for it again; and
+    few statements, since the driver remembers each one.
+    """
+    first = 0
+    while first < len(links):
+        count = 1 << (len(links) - first).bit_length() - 1
+        yield links[first : first + count]
+        first += count
+
+
+@functools.cache
+def _insert_in_sqlite(rows: int) -> str:
+    row = f"({', '.join('?' * len(LINK_COLUMNS))})"
+    return f"INSERT INTO audit ({_COLUMNS}) VALUES {', '.join([row] * rows)}"  # noqa: S608 - names of columns
+
+
 _COLUMNS = ", ".join(LINK_COLUMNS)
 _END_IN_SQLITE = "SELECT seq, hash, seal, (SELECT max(seq) FROM audit) FROM audit_head WHERE id = 1"
 _ADVANCE_IN_SQLITE = "UPDATE audit_head SET seq = :seq, hash = :hash, seal = :seal WHERE id = 1"
-_INSERT_IN_SQLITE = f"INSERT INTO audit ({_COLUMNS}) VALUES ({', '.join('?' * len(LINK_COLUMNS))})"  # noqa: S608
 _POSTGRESQL_TYPES = {"seq": "bigint", "at": "float8", "bytes": "bigint", "status": "int"}
 _ARRAYS = ", ".join(
     f"${n}::{_POSTGRESQL_TYPES.get(name, 'text')}[]" for n, name in enumerate(LINK_COLUMNS, 6)

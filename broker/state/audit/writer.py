@@ -27,9 +27,6 @@ PROBE_SECONDS = 0.5
 SPOOL_SECONDS = 0.1
 NOTE_SECONDS = 0.1
 """How long a row that nobody waits for may wait for others."""
-GATHER_SECONDS_PER_ROW = 0.000_15
-MAX_GATHER_SECONDS = 0.005
-"""A transaction costs the CPU as much as many rows: where several wait at once, a few more are awaited."""
 REPLAY_PAUSE_SECONDS = 0.01
 """So that others get at the database, too."""
 MAX_FAILED_REPLAYS = 5
@@ -64,8 +61,6 @@ class Audit:
         self._urged = asyncio.Event()
         """Something came that should not wait for others."""
         self._under_way = 0
-        self._crowd = 0
-        """How many callers waited for the last batch."""
         self._stray: asyncio.Task[Any] | None = None
         """A batch that was given up and is still on its way."""
         self._task: asyncio.Task[None] | None = None
@@ -175,17 +170,14 @@ class Audit:
             await asyncio.sleep(REPLAY_PAUSE_SECONDS)
 
     async def _gather(self) -> None:
-        """Let more rows come, for as long as that costs nobody much."""
+        """Let more rows come while nobody waits. Rows that are waited for gather while others are written."""
         if not self._backlog.is_waited_for and not self._spooling.is_waiting and not self._is_closing:
             await _within(NOTE_SECONDS, self._urged)
-        if self._backlog.is_waited_for and self._crowd > 1 and not self._is_closing:
-            await asyncio.sleep(min(MAX_GATHER_SECONDS, GATHER_SECONDS_PER_ROW * self._crowd))
 
     async def _write(self) -> None:
         self._backlog.tell_lost()
         taken = self._backlog.take(BATCH_ROWS)
         self._urged.clear()
-        self._crowd = len(taken.records)
         batch = Batch(taken.rows)
         if not batch.rows:
             return
