@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
+from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker, stop
 from tests.support.refusals import CLIENT
 from tests.support.sandbox_control import SandboxControl
 
 CSV = b"a,b\n1,2\n"
+DATABASE = "broker.db"
 CALLS: list[tuple[str, str]] = [
     ("POST", "/token"),
     ("POST", "/proxy/upload"),
@@ -50,23 +52,80 @@ def watched(session_sandbox: SandboxControl, tmp_path_factory: pytest.TempPathFa
         yield broker
 
 
-def written(broker: Broker) -> dict[str, str]:
-    """All that the broker wrote so far, by where."""
-    data = Path(broker.environment["BROKER_DATA_DIR"])
-    with closing(sqlite3.connect(data / "broker.db")) as database:
-        rows = str(database.execute("SELECT * FROM audit").fetchall())
-    files = [*data.glob("broker.db*"), *data.glob("audit-spool*")]
-    kept = {path.name: path.read_bytes().decode("latin-1") for path in files}
-    return {"log": broker.log.read_text(), "audit": rows, **kept}
+@pytest.fixture(scope="module")
+def canaries(watched: Broker) -> Canaries:
+    return Canaries(watched)
 
 
-def assert_nowhere(broker: Broker, canary: str, answers: list[httpx.Response]) -> None:
-    """The secret, or a part of it that would do to guess the rest."""
-    parts = [part for part in canary.replace(".", " ").split() if len(part) > 12]
-    shown = {f"answer {answer.status_code}": answer.text + str(answer.headers) for answer in answers}
-    for where, text in {**written(broker), **shown}.items():
-        found = [part for part in parts if part in text or part[8:] in text]
-        assert not found, f"{where}: …{text[max(0, text.find(found[0][8:]) - 120) :][:240]}…"
+@pytest.fixture(scope="module")
+def named_key(watched: Broker) -> dict[str, Any]:
+    """A key whose name is a secret, made at the command line."""
+    name = "cub_sk_" + secrets.token_hex(23)
+    scopes = ("token:mint", "files:upload", "keys:admin")
+    # Of several names the last counts.
+    return watched.create_key(f"--name={name}", *(f"--scope={scope}" for scope in scopes))
+
+
+class Canaries:
+    """Every secret that was planted in a broker, and where to look for it."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._planted: list[tuple[str, str | None]] = []
+        """What must be found nowhere, besides where."""
+        self._read_bytes = 0
+        self._read_seq = 0
+
+    def assert_nowhere(
+        self, canary: str, answers: Sequence[httpx.Response] = (), *, besides: str | None = None
+    ) -> None:
+        """Neither in an answer nor in what was written since the last look, ``besides`` where it may be.
+
+        The secret, or a part of it that would do to guess the rest.
+        """
+        # A part's end stands wherever the part does.
+        ends = [part[8:] for part in canary.replace(".", " ").split() if len(part) > 12]
+        assert ends
+        self._planted += [(end, besides) for end in ends]
+        shown = {f"answer {answer.status_code}": answer.text + str(answer.headers) for answer in answers}
+        texts = {**self.fresh(), **shown}
+        for end in ends:
+            assert_not_in(texts, end, besides)
+
+    def assert_nowhere_at_all(self) -> None:
+        """None of them in anything: a row or a line may be written later than it was looked for."""
+        self._read_bytes = self._read_seq = 0
+        everything = self.fresh()
+        assert everything["audit"].count("token.mint") > 10
+        for end, besides in self._planted:
+            assert_not_in(everything, end, besides)
+
+    def fresh(self) -> dict[str, str]:
+        """What came to log and audit since this was called before, and all of the files of the database."""
+        data = Path(self._broker.environment["BROKER_DATA_DIR"])
+        files = [*data.glob(f"{DATABASE}*"), *data.glob("audit-spool*")]
+        kept = {path.name: path.read_bytes().decode("latin-1") for path in files}
+        return {"log": self._fresh_log(), "audit": self._fresh_audit(data), **kept}
+
+    def _fresh_log(self) -> str:
+        with self._broker.log.open("rb") as log:
+            log.seek(self._read_bytes)
+            text = log.read()
+        self._read_bytes += text.rfind(b"\n") + 1  # the last line may be half written
+        return text.decode()
+
+    def _fresh_audit(self, data: Path) -> str:
+        with closing(sqlite3.connect(data / DATABASE)) as database:
+            rows = database.execute("SELECT * FROM audit WHERE seq > ?", [self._read_seq]).fetchall()
+        self._read_seq = max((row[0] for row in rows), default=self._read_seq)
+        return str(rows)
+
+
+def assert_not_in(texts: dict[str, str], secret: str, besides: str | None) -> None:
+    for where, text in texts.items():
+        if besides is None or not where.startswith(besides):
+            at = text.find(secret)
+            assert at < 0, f"{where}: …{text[max(0, at - 120) :][:240]}…"
 
 
 def call(broker: Broker, method: str, path: str, **given: Any) -> httpx.Response:
@@ -75,7 +134,7 @@ def call(broker: Broker, method: str, path: str, **given: Any) -> httpx.Response
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_in_the_authorization_of_every_call(watched: Broker, shape: str) -> None:
+def test_in_the_authorization_of_every_call(watched: Broker, canaries: Canaries, shape: str) -> None:
     canary = SHAPES[shape]()
     answers = [
         call(watched, method, path, headers={"Authorization": f"{scheme} {canary}"})
@@ -83,7 +142,7 @@ def test_in_the_authorization_of_every_call(watched: Broker, shape: str) -> None
         for scheme in ("Bearer", "Basic", "Token")
     ]
     assert {answer.status_code for answer in answers} <= {401, 404}
-    assert_nowhere(watched, canary, answers)
+    canaries.assert_nowhere(canary, answers)
 
 
 @pytest.mark.parametrize(
@@ -94,17 +153,17 @@ def test_in_the_authorization_of_every_call(watched: Broker, shape: str) -> None
         *("Signature-Input", "X-Upload-Sensitive", "Content-Disposition", "Traceparent", "X-Tt-Logid"),
     ],
 )
-def test_in_a_header(watched: Broker, header: str) -> None:
+def test_in_a_header(watched: Broker, canaries: Canaries, header: str) -> None:
     canary = secrets.token_hex(24)
     answers = [
         call(watched, method, path, headers={**watched.auth(), header: canary}) for method, path in CALLS
     ]
-    assert_nowhere(watched, canary, answers)
+    canaries.assert_nowhere(canary, answers)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("place", ["Origin", "path", "query", "part of a path"])
-def test_in_what_is_logged(watched: Broker, shape: str, place: str) -> None:
+def test_in_what_is_logged(watched: Broker, canaries: Canaries, shape: str, place: str) -> None:
     """Path and origin are; so a credential that stands there is taken out."""
     canary = SHAPES[shape]()
     answers = []
@@ -117,29 +176,29 @@ def test_in_what_is_logged(watched: Broker, shape: str, place: str) -> None:
             "part of a path": f"/keys/key-{canary}",
         }[place]
         answers.append(CLIENT.request(method, watched.url + address, headers=watched.auth() | origin))
-    assert_nowhere(watched, canary, answers)
+    canaries.assert_nowhere(canary, answers)
 
 
-def test_in_every_field_of_a_token_request(watched: Broker) -> None:
-    answers, canaries = [], []
+def test_in_every_field_of_a_token_request(watched: Broker, canaries: Canaries) -> None:
+    answers, planted = [], []
     for field in ("size", "content_type", "sensitive", "route", "ttl_seconds", "sha256", "unknown"):
-        canaries.append(secrets.token_hex(24))
+        planted.append(secrets.token_hex(24))
         answers.append(
-            call(watched, "POST", "/token", json={"size": 4, field: canaries[-1]}, headers=watched.auth())
+            call(watched, "POST", "/token", json={"size": 4, field: planted[-1]}, headers=watched.auth())
         )
-    canaries.append(secrets.token_hex(24))
+    planted.append(secrets.token_hex(24))
     answers.append(
-        call(watched, "POST", "/token", json={"size": 4, canaries[-1][:38]: 1}, headers=watched.auth())
+        call(watched, "POST", "/token", json={"size": 4, planted[-1][:38]: 1}, headers=watched.auth())
     )
-    canaries.append(secrets.token_hex(24))
-    answers.append(call(watched, "POST", "/token", content=canaries[-1], headers=watched.auth()))
+    planted.append(secrets.token_hex(24))
+    answers.append(call(watched, "POST", "/token", content=planted[-1], headers=watched.auth()))
     assert {answer.status_code for answer in answers[:-1]} == {422}
-    for canary in [*canaries[:-2], canaries[-1]]:
-        assert_nowhere(watched, canary, answers)
+    for canary in [*planted[:-2], planted[-1]]:
+        canaries.assert_nowhere(canary, answers)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_in_a_subject(watched: Broker, shape: str) -> None:
+def test_in_a_subject(watched: Broker, canaries: Canaries, shape: str) -> None:
     """Someone takes a user's credential for their name."""
     canary = SHAPES[shape]()
     asked = {"size": 4, "subject": canary, "route": "proxy"}
@@ -148,33 +207,34 @@ def test_in_a_subject(watched: Broker, shape: str) -> None:
     form = {"subject": canary}
     revoked = call(watched, "POST", "/token/revoke", data=form, headers=watched.auth())
     assert revoked.status_code == 200
-    assert_nowhere(watched, canary, [])
+    canaries.assert_nowhere(canary)
 
 
 @pytest.mark.parametrize("path", ["/proxy/upload", "/v1/files/upload"])
 @pytest.mark.parametrize("taken", [True, False])
-def test_in_a_file_s_name_its_content_and_its_form(watched: Broker, path: str, taken: bool) -> None:
+def test_in_a_file_s_name_its_content_and_its_form(
+    watched: Broker, canaries: Canaries, path: str, taken: bool
+) -> None:
     name, content, field, value = (secrets.token_hex(24) for _ in range(4))
     file = (f"{name}.{'csv' if taken else 'exe'}", CSV + content.encode())
     answer = call(watched, "POST", path, data={field: value}, files={"file": file}, headers=watched.auth())
     assert (answer.status_code == 200) is taken
     for canary in (content, field, value):
-        assert_nowhere(watched, canary, [answer])
-    assert_nowhere(watched, name, [] if taken else [answer])
+        canaries.assert_nowhere(canary, [answer])
+    canaries.assert_nowhere(name, [] if taken else [answer])
 
 
-def test_in_the_name_of_a_key(watched: Broker) -> None:
+def test_in_the_name_of_a_key(canaries: Canaries, named_key: dict[str, Any]) -> None:
     """A name is kept, and listed; but not logged, nor in the audit."""
-    canary = "cub_sk_" + secrets.token_hex(23)
-    made = watched.create_key("--scope=token:mint", f"--name={canary}")  # the last name counts
-    where = written(watched)
-    assert canary not in where["log"] + where["audit"]
-    assert made["key"][11:-4] not in str(where)
+    assert "cub_sk_" in named_key["name"]
+    canaries.assert_nowhere(named_key["name"], besides=DATABASE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("status", [200, 400, 401, 500])
-def test_in_what_coze_answers(watched: Broker, sandbox: SandboxControl, shape: str, status: int) -> None:
+def test_in_what_coze_answers(
+    watched: Broker, canaries: Canaries, sandbox: SandboxControl, shape: str, status: int
+) -> None:
     canary = SHAPES[shape]()
     answers = []
     for path in ("/proxy/upload", "/v1/files/upload"):
@@ -182,12 +242,14 @@ def test_in_what_coze_answers(watched: Broker, sandbox: SandboxControl, shape: s
         headers = watched.auth()
         answers.append(call(watched, "POST", path, files={"file": ("a.csv", CSV)}, headers=headers))
         sandbox.heal()
-    assert_nowhere(watched, canary, answers)
+    canaries.assert_nowhere(canary, answers)
 
 
-def test_every_credential_that_the_broker_makes_itself(watched: Broker) -> None:
+def test_every_credential_that_the_broker_makes_itself(
+    watched: Broker, canaries: Canaries, named_key: dict[str, Any]
+) -> None:
     """Used, used again, refused, taken back: none of it is written anywhere."""
-    made = watched.create_key("--scope=token:mint", "--scope=files:upload", "--scope=keys:admin")
+    made = named_key
     auth = watched.auth(made["key"])
     proxy = watched.mint(key=made["key"], size=len(CSV), route="proxy")["access_token"]
     direct = watched.mint(key=made["key"], size=len(CSV), file_name="a.csv")
@@ -199,9 +261,7 @@ def test_every_credential_that_the_broker_makes_itself(watched: Broker) -> None:
     call(watched, "DELETE", f"/keys/{made['id']}", headers=watched.auth(rotated["key"]))
     shown_once = [made["key"], made["signing_secret"], rotated["key"], rotated["signing_secret"]]
     for secret in (*shown_once, proxy, direct["access_token"], direct["complete_token"]):
-        where = written(watched)
-        # What a key begins and ends with is its mask.
-        assert [name for name, text in where.items() if secret[12:-5] in text] == []
+        canaries.assert_nowhere(secret[12:-5])  # what a key begins and ends with is its mask
 
 
 def test_a_snapshot_and_the_configuration_show_none(watched: Broker) -> None:
@@ -210,3 +270,9 @@ def test_a_snapshot_and_the_configuration_show_none(watched: Broker) -> None:
         value = watched.environment.get(name)
         assert value is None or value not in shown
     assert json.loads(shown)
+
+
+def test_at_the_end_none_of_all_these_is_anywhere(watched: Broker, canaries: Canaries) -> None:
+    """Once the broker has ended, all that it had to write is written."""
+    assert stop(watched.process) in (0, -signal.SIGTERM)
+    canaries.assert_nowhere_at_all()
