@@ -79,7 +79,7 @@ def serve(
     """Run the broker."""
     checked = or_stop(lambda: settings.load(host=host, port=port, broker_workers=workers))
     gc.disable()  # nothing is garbage while modules load; looking for it takes a tenth of the start
-    from broker.serve import serve as run  # noqa: PLC0415 - so that other commands start fast
+    from broker.serve import serve as run
 
     raise typer.Exit(or_stop(lambda: run(checked)))
 
@@ -89,7 +89,7 @@ def demo(
     check: Annotated[bool, typer.Option("--check", help="Upload one file by each route, then exit.")] = False,
 ) -> None:
     """Broker, sandbox Coze and page on this machine; needs no credentials."""
-    from broker.demo import run  # noqa: PLC0415
+    from broker.demo import run
 
     raise typer.Exit(run(check=check))
 
@@ -103,7 +103,7 @@ def sandbox(
     as_json: AsJson = False,
 ) -> None:
     """A small Coze for trying things out; made-up credentials are printed."""
-    from broker.sandbox.serve import run  # noqa: PLC0415
+    from broker.sandbox.serve import run
 
     try:
         run(host, port, config_file=config, credentials_dir=credentials_dir, as_json=as_json)
@@ -122,7 +122,7 @@ def upload(
     as_json: AsJson = False,
 ) -> None:
     """Upload files through the broker and print their file_ids."""
-    from broker.uploader import UploadFailedError  # noqa: PLC0415
+    from broker.uploader import UploadFailedError
 
     client, failed = _client(broker, api_key, key_id, signing_secret), False
     for path in files:
@@ -150,7 +150,7 @@ def token(
     sensitive: Annotated[bool, typer.Option(help="Never straight from the browser.")] = False,
 ) -> None:
     """Mint a token and print it as JSON."""
-    from broker.uploader import UploadFailedError  # noqa: PLC0415
+    from broker.uploader import UploadFailedError
 
     client = _client(broker, api_key, key_id, signing_secret)
     asked = {
@@ -195,7 +195,7 @@ def migrate(
     as_json: AsJson = False,
 ) -> None:
     """Bring the database up to date."""
-    from broker.state.schema import HEAD_REVISION  # noqa: PLC0415 - other commands need no database
+    from broker.state.schema import HEAD_REVISION
 
     before = with_database(lambda _, database: database.revision() if check else database.migrate())
     is_current = before == HEAD_REVISION or not check
@@ -220,8 +220,8 @@ def _shown(value: Any) -> Any:
 
 def _client(broker: str, api_key: str, key_id: str, signing_secret: str) -> Any:
     """A client of the broker's that signs if it has what it takes, and sends its key if not."""
-    from broker.signing import SignedAuth  # noqa: PLC0415
-    from broker.uploader import BrokerClient  # noqa: PLC0415
+    from broker.signing import SignedAuth
+    from broker.uploader import BrokerClient
 
     if bool(key_id) != bool(signing_secret):
         stop(["--key-id and --signing-secret go together: one was given without the other."])

@@ -81,7 +81,7 @@ def audit_verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that no row was changed, added or taken away. The exit code is 1 when one was."""
-    from broker.state.audit.chain import parse_head  # noqa: PLC0415 - so that other commands start fast
+    from broker.state.audit.chain import parse_head
 
     try:
         known = None if head is None else parse_head(head)
@@ -97,7 +97,7 @@ def audit_verify(
 
 def _with_log(work: Callable[[Any], Awaitable[Result]]) -> Result:
     """Open the audit's log, do one thing with it, close it."""
-    from broker import opening  # noqa: PLC0415 - other commands need no database, and start faster
+    from broker import opening
 
     async def read(given: settings.Settings, database: Database) -> Result:
         with _reader_may_leave():
@@ -120,7 +120,7 @@ def _reader_may_leave() -> Iterator[None]:
 async def _rows(
     log: Any, times: dict[str, float | None], asked: dict[str, str | None], limit: int
 ) -> AsyncIterator[Row]:
-    from broker.state.audit.log import Filter  # noqa: PLC0415
+    from broker.state.audit.log import Filter
 
     which = Filter(**times, equal={name: value for name, value in asked.items() if value is not None})
     if "token" in which.equal:
@@ -134,7 +134,7 @@ async def _rows(
 
 
 async def _verified(log: Any, known: Any) -> Any:
-    from broker.state.audit.verification import Verification  # noqa: PLC0415
+    from broker.state.audit.verification import Verification
 
     found = await log.found()
     verification = Verification(log.chain, found.head, found.seal, known)
@@ -145,7 +145,7 @@ async def _verified(log: Any, known: Any) -> Any:
 
 
 def _token_hash(text: str) -> str:
-    from broker.state.audit.row import TOKEN_HASH_LENGTH, token_hash  # noqa: PLC0415
+    from broker.state.audit.row import TOKEN_HASH_LENGTH, token_hash
 
     return text if re.fullmatch(f"[0-9a-f]{{{TOKEN_HASH_LENGTH}}}", text) else token_hash(text)
 
@@ -186,7 +186,7 @@ async def _print_json(rows: AsyncIterator[Row]) -> None:
 
 
 async def _print_csv(rows: AsyncIterator[Row]) -> None:
-    from broker.state.database import audit as table  # noqa: PLC0415
+    from broker.state.database import audit as table
 
     names = [column.name for column in table.columns]
     typer.echo(_csv_line(["time", *names]))

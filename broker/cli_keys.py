@@ -199,7 +199,7 @@ def revoke(key_id: KeyId, as_json: AsJson = False) -> None:
 
 def _with_keys(work: Callable[[ApiKeys], Awaitable[Result]]) -> Result:
     """Open the store of keys, do one thing with it, close it."""
-    from broker import opening  # noqa: PLC0415 - other commands need no database, and start faster
+    from broker import opening
 
     async def run(given: settings.Settings, database: Database) -> Result:
         async with opening.changing_keys(given, database) as store:

@@ -23,7 +23,7 @@ KeyId = Annotated[str, typer.Argument(help="The key's kid, as `signing-keys list
 @signing_keys.command("list")
 def signing_keys_list(as_json: AsJson = False) -> None:
     """List the keys: which one signs, and which only verify."""
-    from broker import opening  # noqa: PLC0415
+    from broker import opening
 
     _show_ring(or_stop(lambda: opening.read_ring(settings.load_for_store())), as_json=as_json)
 
@@ -31,7 +31,7 @@ def signing_keys_list(as_json: AsJson = False) -> None:
 @signing_keys.command("add")
 def signing_keys_add(as_json: AsJson = False) -> None:
     """Make a key that verifies, and does not sign yet. `rotate KID` lets it sign."""
-    from broker.auth import rotation  # noqa: PLC0415
+    from broker.auth import rotation
 
     _change_ring(lambda _, ring: rotation.added(ring), as_json=as_json)
 
@@ -42,7 +42,7 @@ def signing_keys_rotate(
     as_json: AsJson = False,
 ) -> None:
     """Let another key sign. What the old one signed stays good."""
-    from broker.auth import rotation  # noqa: PLC0415
+    from broker.auth import rotation
 
     _change_ring(lambda _, ring: rotation.rotated(ring, kid, int(time.time())), as_json=as_json)
 
@@ -50,7 +50,7 @@ def signing_keys_rotate(
 @signing_keys.command("retire")
 def signing_keys_retire(kid: KeyId, as_json: AsJson = False) -> None:
     """Keep only the public half of a key, so that its receipts still verify."""
-    from broker.auth import rotation  # noqa: PLC0415
+    from broker.auth import rotation
 
     _change_ring(lambda _, ring: rotation.retired(ring, kid), as_json=as_json)
 
@@ -62,7 +62,7 @@ def signing_keys_remove(
     as_json: AsJson = False,
 ) -> None:
     """Take a key out of the ring. What it signed is good no more, receipts too."""
-    from broker.auth import rotation  # noqa: PLC0415
+    from broker.auth import rotation
 
     def without(given: settings.Settings, ring: Any) -> Any:
         life_seconds = 0 if now else given.broker_token_max_ttl_seconds + rotation.SLACK_SECONDS
@@ -72,8 +72,8 @@ def signing_keys_remove(
 
 
 def _change_ring(change: Callable[[settings.Settings, Any], Any], *, as_json: bool) -> None:
-    from broker import opening  # noqa: PLC0415
-    from broker.auth.rotation import RotationError  # noqa: PLC0415
+    from broker import opening
+    from broker.auth.rotation import RotationError
 
     async def run(given: settings.Settings, database: Database) -> Any:
         return await opening.audited_ring(given, database, lambda keys: change(given, keys))
@@ -86,7 +86,7 @@ def _change_ring(change: Callable[[settings.Settings, Any], Any], *, as_json: bo
 
 
 def _show_ring(ring: Any, *, as_json: bool) -> None:
-    from broker.auth import rotation  # noqa: PLC0415
+    from broker.auth import rotation
 
     rows = rotation.described(ring)
     if as_json:

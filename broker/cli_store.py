@@ -27,9 +27,9 @@ def with_ready_database(work: Callable[[Settings, Database], Awaitable[Result]])
 def with_database(work: Callable[[Settings, Database], Awaitable[Result]]) -> Result:
     """The same with the database as it is."""
     given = or_stop(settings.load_for_store)
-    from broker import opening  # noqa: PLC0415 - other commands need no database, and start faster
-    from broker.observe import logs  # noqa: PLC0415
-    from broker.state.database import Database  # noqa: PLC0415
+    from broker import opening
+    from broker.observe import logs
+    from broker.state.database import Database
 
     logs.configure(given.broker_log_format, "warning")
 

@@ -188,7 +188,7 @@ def _is_open_to_others(path: Path) -> bool:
 
 def _database_problems(url: str) -> Iterator[str]:
     from sqlalchemy.engine import make_url  # noqa: PLC0415 - most commands need no database
-    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415
+    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - the same
 
     try:
         parts = make_url(url)

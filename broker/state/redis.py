@@ -283,7 +283,7 @@ def _unusable(line: Line, error: Exception) -> StoreUnavailable:
 @functools.cache
 def _errors() -> type[Exception]:
     """Whatever redis-py raises."""
-    from redis.exceptions import RedisError  # noqa: PLC0415 - an optional package
+    from redis.exceptions import RedisError
 
     return RedisError
 
@@ -291,7 +291,7 @@ def _errors() -> type[Exception]:
 @functools.cache
 def _no_script() -> type[Exception]:
     """The server was restarted, or told to forget its scripts."""
-    from redis.exceptions import NoScriptError  # noqa: PLC0415 - an optional package
+    from redis.exceptions import NoScriptError
 
     return NoScriptError
 
@@ -305,9 +305,9 @@ def _reason(error: BaseException) -> str:
 def _pool(url: str) -> ConnectionPool:
     """What makes connections to ``url``; the pooling itself is not used."""
     try:
-        from redis.asyncio.connection import ConnectionPool  # noqa: PLC0415 - an optional package
-        from redis.asyncio.retry import Retry  # noqa: PLC0415
-        from redis.backoff import NoBackoff  # noqa: PLC0415
+        from redis.asyncio.connection import ConnectionPool
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
     except ImportError:
         raise SettingsError(
             ["REDIS_URL needs a package more: pip install 'coze-upload-broker[redis]'."]

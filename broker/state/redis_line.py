@@ -93,8 +93,8 @@ class Line:
             await self._connection.disconnect(nowait=True)
 
     async def _read(self) -> None:
-        from redis.exceptions import ConnectionError as Closed  # noqa: PLC0415 - an optional package
-        from redis.exceptions import ResponseError  # noqa: PLC0415
+        from redis.exceptions import ConnectionError as Closed
+        from redis.exceptions import ResponseError
 
         try:
             while True:

@@ -64,7 +64,7 @@ def upgrade(url: str) -> str | None:
     Of processes that do so at once one migrates, and the others find it done. Raises :class:`SchemaError`.
     """
     from alembic import command  # noqa: PLC0415 - a third of a second, and seldom needed
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415 - the same
 
     config = Config()
     config.set_main_option("script_location", "broker.state:migrations")
