@@ -15,7 +15,8 @@ import pytest
 
 from broker.api.completion import CLOCK_MARGIN_SECONDS, difference_between
 from broker.auth import receipts, signing_keys
-from broker.auth.completion_tokens import LEEWAY_SECONDS, CompletionToken, CompletionTokens
+from broker.auth.completion_tokens import CompletionToken, CompletionTokens
+from broker.auth.signed_claims import LEEWAY_SECONDS
 from broker.auth.signing_keys import KeyRing
 from broker.auth.upload_tokens import UploadTokens
 from broker.errors import ExpiredCredential, InvalidCredential

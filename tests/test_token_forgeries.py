@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker.auth.upload_tokens import LEEWAY_SECONDS
+from broker.auth.signed_claims import LEEWAY_SECONDS
 from tests.support.broker_process import Broker
 from tests.support.forging import claims_of, header_of, ring_key, signed, unsigned
 

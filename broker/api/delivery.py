@@ -18,7 +18,8 @@ from broker.api.sensitive import scan_of
 from broker.api.services import Services
 from broker.auth.body_digests import BodyDigest
 from broker.auth.caller import Caller
-from broker.auth.upload_tokens import LEEWAY_SECONDS, UploadToken
+from broker.auth.signed_claims import LEEWAY_SECONDS
+from broker.auth.upload_tokens import UploadToken
 from broker.errors import (
     StoreUnavailable,
     TokenUsed,
