@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -134,7 +133,6 @@ def _services(
 # --- who may do what ------------------------------------------------------------------------------------
 
 
-# Nonces are in the database: no epoch guards them when Redis is flushed.
 def _authenticator(
     settings: Settings,
     keys: ApiKeys,
@@ -142,6 +140,7 @@ def _authenticator(
     completions: CompletionTokens,
     holds: DatabaseClaims,
 ) -> Authenticator:
+    """Nonces are in the database: no epoch guards them when Redis is flushed."""
     return Authenticator(
         keys=keys,
         tokens=tokens,
@@ -165,9 +164,8 @@ def _witness(log: AuditLog) -> Witness:
     async def tell(connection: AsyncConnection, action: Action, key: ApiKey) -> None:
         event = events.current()
         row = of_event(event, action)
-        detail = {"target": key.id, "target_hint": key.hint}
         if row is not None:
-            await log.append_within(connection, replace(row, detail=detail))
+            await log.append_within(connection, opening.naming(key, row))
             event.audited = True
 
     return tell

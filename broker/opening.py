@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -97,9 +98,8 @@ async def changing_keys(settings: Settings, database: Database) -> AsyncIterator
     log, shared = audit_log(settings, database), redis(settings)
 
     async def witness(connection: AsyncConnection, action: Action, key: ApiKey) -> None:
-        detail = {"target": key.id, "target_hint": key.hint}
-        row = AuditRow(action=action, caller="command_line", detail=detail)
-        await log.append_within(connection, row)
+        row = AuditRow(action=action, caller="command_line")
+        await log.append_within(connection, naming(key, row))
 
     if shared is not None:
         await shared.open()
@@ -108,6 +108,11 @@ async def changing_keys(settings: Settings, database: Database) -> AsyncIterator
     finally:
         if shared is not None:
             await shared.close()
+
+
+def naming(key: ApiKey, row: AuditRow) -> AuditRow:
+    """The row of a change, with the key that was changed."""
+    return replace(row, detail={"target": key.id, "target_hint": key.hint})
 
 
 def audit_log(settings: Settings, database: Database) -> AuditLog:
