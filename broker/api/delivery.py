@@ -169,9 +169,20 @@ async def _send(
     delivery: Delivery, authorization: str, scan: Scan | None, before_end: BeforeEnd | None
 ) -> Upload:
     """One attempt."""
-    broker, file, pace, event = delivery.broker, delivery.file, delivery.pace, events.current()
+    file_name, event = delivery.file.file_name, events.current()
     event.attempts = (event.attempts or 0) + 1
-    envelope = Envelope.around(file.file_name, filenames.content_type_of(file.file_name))
+    envelope = Envelope.around(file_name, filenames.content_type_of(file_name))
+    body = _body(delivery, envelope, scan, before_end)
+    delivery.pace.wait_for("connection")
+    stored = await delivery.broker.files.upload(body, envelope, authorization)
+    event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
+    return Upload(stored, file_name, body.sha256, event.request_id, int(time.time()))
+
+
+def _body(
+    delivery: Delivery, envelope: Envelope, scan: Scan | None, before_end: BeforeEnd | None
+) -> OutgoingBody:
+    """The file in its form; before the last piece goes out, all is asked that can still speak against it."""
 
     async def last_check(sha256: str) -> None:
         if delivery.signed is not None:
@@ -180,19 +191,15 @@ async def _send(
         if before_end is not None:
             await before_end(sha256)
 
-    body = OutgoingBody(
-        file,
+    return OutgoingBody(
+        delivery.file,
         envelope,
-        pace,
+        delivery.pace,
         max_bytes=delivery.grant.max_bytes,
         sha256=delivery.sha256,
         before_end=last_check,
         scan=scan,
     )
-    pace.wait_for("connection")
-    stored = await broker.files.upload(body, envelope, authorization)
-    event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
-    return Upload(stored, file.file_name, body.sha256, event.request_id, int(time.time()))
 
 
 async def _check_again(delivery: Delivery) -> None:

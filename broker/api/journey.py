@@ -61,21 +61,25 @@ async def _relay(request: Request, grant: Grant) -> Upload:
     request.state.client_left = pace.client_left
     with broker.admission.admitted(), broker.watch.over(grant.caller, pace):
         async with pace.kept():
-            body, signed = _body(request, pace)
-            file = await open_file(
-                request.headers, body, max_bytes=grant.max_bytes, forms_only=grant.forms_only
-            )
-            _check_type(file, grant)
-            called_sensitive = is_sensitive(request, file, grant.token)
-            _check_content(file, grant, broker.policy.file_types)
-            await file.keep(KEPT_BYTES)
-            _check_kept(file, grant, sha256)
-            if file.kept and signed is not None:
-                await signed.finish()
-            # By its new name, too, where it got one; it stays what it was.
-            sensitive = is_sensitive(request, file, grant.token) or called_sensitive
-            delivery = Delivery(broker, grant, pace, file, sha256, sensitive, signed)
+            delivery = await _opened(request, grant, pace, sha256)
             return await (deliver(delivery) if key is None else _deliver_once(delivery, key))
+
+
+async def _opened(request: Request, grant: Grant, pace: Pace, sha256: str | None) -> Delivery:
+    """The file's head, or all of a small file, held against whatever is known before Coze hears of it."""
+    broker = services(request)
+    body, signed = _body(request, pace)
+    file = await open_file(request.headers, body, max_bytes=grant.max_bytes, forms_only=grant.forms_only)
+    _check_type(file, grant)
+    called_sensitive = is_sensitive(request, file, grant.token)
+    _check_content(file, grant, broker.policy.file_types)
+    await file.keep(KEPT_BYTES)
+    _check_kept(file, grant, sha256)
+    if file.kept and signed is not None:
+        await signed.finish()
+    # By its new name, too, where it got one; it stays what it was.
+    sensitive = is_sensitive(request, file, grant.token) or called_sensitive
+    return Delivery(broker, grant, pace, file, sha256, sensitive, signed)
 
 
 def _body(request: Request, pace: Pace) -> tuple[AsyncIterator[bytes], BodyDigest | None]:

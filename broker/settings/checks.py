@@ -71,35 +71,45 @@ def _unknown_names() -> list[str]:
 
 def _problems(settings: Settings) -> Iterator[str]:
     yield from _url_problems("COZE_API_BASE", settings.coze_api_base, required=True)
-    yield from _url_problems("BROKER_PUBLIC_URL", settings.broker_public_url, loopback_only=False)
-    for origin in settings.broker_allowed_origins:
-        if not is_origin(origin):
-            yield f"BROKER_ALLOWED_ORIGINS: {not_an_origin(origin)}"
+    yield from _credential_problems(settings)
+    yield from _serving_problems(settings)
+    yield from _policy_problems(settings)
+    yield from _ring_problems(settings)
+    yield from _scanning_problems(settings)
+    yield from _oidc_problems(settings)
+    yield from store_problems(settings)
+
+
+def _credential_problems(settings: Settings) -> Iterator[str]:
+    """What the broker shows to Coze."""
     yield from _app_problems(settings, "coze_jwt_oauth")
     yield from _app_problems(settings, "coze_browser_oauth")
-    if settings.coze_api_token is None and not is_given(settings, "coze_jwt_oauth"):
+    token = settings.coze_api_token
+    if token is None and not is_given(settings, "coze_jwt_oauth"):
         yield (
             "COZE_API_TOKEN or the four COZE_JWT_OAUTH_* settings: one of them is needed, "
             "or nothing can be uploaded through the broker."
         )
-    yield from _policy_problems(settings)
-    token = settings.coze_api_token
     if token and not _VISIBLE_ASCII.fullmatch(token.get_secret_value()):
         yield "COZE_API_TOKEN has a blank, a line end or another character that no token has."
-    yield from _ring_problems(settings)
+
+
+def _serving_problems(settings: Settings) -> Iterator[str]:
+    """Where it is, for which pages, in how many processes."""
+    yield from _url_problems("BROKER_PUBLIC_URL", settings.broker_public_url, loopback_only=False)
+    for origin in settings.broker_allowed_origins:
+        if not is_origin(origin):
+            yield f"BROKER_ALLOWED_ORIGINS: {not_an_origin(origin)}"
     if not (settings.broker_page_publishable_key or PUBLISHABLE_PREFIX).startswith(PUBLISHABLE_PREFIX):
         yield (
             f"BROKER_PAGE_PUBLISHABLE_KEY is not a publishable key ({PUBLISHABLE_PREFIX}…); "
             "the page shows it to everyone."
         )
-    yield from _scanning_problems(settings)
-    yield from _oidc_problems(settings)
     if settings.broker_workers > 1 and settings.redis_url is None:
         yield (
             "BROKER_WORKERS (--workers): more than one worker needs REDIS_URL. Without Redis each would keep "
             "limits and slots of its own."
         )
-    yield from store_problems(settings)
 
 
 def _scanning_problems(settings: Settings) -> Iterator[str]:

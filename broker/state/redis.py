@@ -304,27 +304,10 @@ def _reason(error: BaseException) -> str:
 
 def _pool(url: str) -> ConnectionPool:
     """What makes connections to ``url``; the pooling itself is not used."""
+    pool_class = _pool_class()
     try:
-        from redis.asyncio.connection import ConnectionPool
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-    except ImportError:
-        raise SettingsError(
-            ["REDIS_URL needs a package more: pip install 'coze-upload-broker[redis]'."]
-        ) from None
-    try:
-        pool = ConnectionPool.from_url(url)
-        # Ours win over what the URL says: the time-outs are the line's, and it reads text of RESP2.
-        pool.connection_kwargs.update(
-            protocol=2,
-            decode_responses=True,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            health_check_interval=0,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            driver_info=None,
-        )
+        pool = pool_class.from_url(url)
+        pool.connection_kwargs.update(_options())
         pool.make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, _errors()):
         # Without the cause: it may repeat a part of the URL, and there the password is.
@@ -334,6 +317,33 @@ def _pool(url: str) -> ConnectionPool:
     if not _verifies(pool.connection_kwargs):
         raise SettingsError(["REDIS_URL turns off the verification of TLS. Name the CA with ssl_ca_certs."])
     return pool
+
+
+def _pool_class() -> type[ConnectionPool]:
+    try:
+        from redis.asyncio.connection import ConnectionPool
+    except ImportError:
+        raise SettingsError(
+            ["REDIS_URL needs a package more: pip install 'coze-upload-broker[redis]'."]
+        ) from None
+    return ConnectionPool
+
+
+def _options() -> dict[str, Any]:
+    """These win over what the URL says: the time-outs are the line's, and it reads text of RESP2."""
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    return {
+        "protocol": 2,
+        "decode_responses": True,
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        "health_check_interval": 0,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "driver_info": None,
+    }
 
 
 def _verifies(options: dict[str, Any]) -> bool:
