@@ -1,6 +1,7 @@
 """Uploads under way whose caller is revoked are stopped, not only kept from being finished.
 
-One look for all of them, and only when keys or revocations changed since the last one.
+One look for all of them, which asks for the revocations and for each key once, and only when keys or
+revocations changed since the last one.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ class Watch:
         generation = await self._generation.newest()
         if generation is not None and generation == self._seen:
             return
+        # Where no generation is known no answer is believed twice, but within one look it may be.
+        mark = object() if generation is None else generation
         for pace, caller in list(self._running.items()):
             try:
-                await self._standing.check_revoked(caller, generation)
+                await self._standing.check_revoked(caller, mark)
             except StoreUnavailable:
                 raise
             except Refusal as refusal:
