@@ -430,6 +430,19 @@ async def test_in_the_grace_both_signing_secrets_are_good(keys: ApiKeys, clock: 
     assert await keys.signing_secrets(key.id) == [newest]
 
 
+async def test_a_signer_is_known_by_the_secret_that_signed(keys: ApiKeys) -> None:
+    key, _ = await create(keys)
+    await keys.rotate(key.id, grace_seconds=60)
+    newest, old = await keys.signing_secrets(key.id)
+    signers = [await keys.signer(key.id, secret) for secret in (newest, old)]
+    rotated = await keys.find(key.id)
+    assert rotated is not None
+    assert [signer and signer.hint for signer in signers] == [each.hint for each in rotated.secrets]
+    assert await keys.signer(key.id, b"of another key") is None
+    await keys.revoke(key.id)
+    assert await keys.signer(key.id, newest) is None
+
+
 async def test_who_may_not_sign_has_no_signing_secret(keys: ApiKeys, clock: Clock) -> None:
     page, page_secret = await create(
         keys, kind="publishable", scopes=["token:mint"], origins=["https://a.example"]

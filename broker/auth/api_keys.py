@@ -107,6 +107,18 @@ class ApiKeys:
             return []
         return [self.hashing.signing_secret(each.hash) for each in key.secrets if each.is_live(now)]
 
+    async def signer(self, key_id: str, signing_secret: bytes, *, generation: object = None) -> ApiKey | None:
+        """The key with this id, with the one of its secrets that was ``used`` to sign.
+
+        None when it has no such secret any more, or is unknown or revoked.
+        """
+        key = await self.by_id(key_id, generation=generation)
+        if key is None:
+            return None
+        made = ((each, self.hashing.signing_secret(each.hash)) for each in key.secrets)
+        used = [each for each, secret in made if hmac.compare_digest(secret, signing_secret)]
+        return replace(key, used=used[0]) if used else None
+
     def _current(self, generation: object) -> object:
         return self._generation.current() if generation is None else generation
 

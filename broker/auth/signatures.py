@@ -11,7 +11,7 @@ import hmac
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
@@ -44,6 +44,8 @@ class SignedRequest:
 
     key_id: str
     body_sha256: bytes | None
+    secret: bytes = field(repr=False)
+    """The one of the key's signing secrets that signed it."""
 
 
 class SigningSecrets(Protocol):
@@ -105,10 +107,12 @@ class SignedRequests:
         self._check_time(given)
         messages = [Message(method, url, headers) for url in self._urls(path, query)]
         secrets = tuple(await self._keys.signing_secrets(given.key_id))
-        if not any(is_proven(message, secrets or _NOBODY) for message in messages):
+        proven = (signer_of(message, secrets or _NOBODY) for message in messages)
+        secret = next((secret for secret in proven if secret is not None), None)
+        if secret is None:
             _refuse("not signed by this key, or not as it came")
         await self._claim(given)
-        return SignedRequest(given.key_id, body_sha256)
+        return SignedRequest(given.key_id, body_sha256, secret)
 
     def _check_time(self, given: _Given) -> None:
         now = self._now()
@@ -135,28 +139,33 @@ def is_signed(headers: Headers) -> bool:
     return INPUT in headers or SIGNATURE in headers
 
 
-class _AnySecret(HMAC_SHA256):
-    """``hmac-sha256`` (RFC 9421 §3.3.3) with any of a key's secrets; all are tried, whichever fits."""
-
-    def __init__(self, public_key: tuple[bytes, ...]) -> None:
-        self._secrets = public_key
-
-    def verify(self, signature: bytes, message: bytes) -> None:
-        proofs = [
-            hmac.compare_digest(hmac.digest(secret, message, "sha256"), signature) for secret in self._secrets
-        ]
-        if not any(proofs):
-            raise NotProven
-
-
 class _TheseSecrets(HTTPSignatureKeyResolver):
     """They were looked up before; the library's own look-up can't wait."""
 
     def __init__(self, secrets: tuple[bytes, ...]) -> None:
-        self._secrets = secrets
+        self.secrets = secrets
+        self.signer: bytes | None = None
+        """The one that signed, once it is known."""
 
-    def resolve_public_key(self, key_id: str) -> tuple[bytes, ...]:  # noqa: ARG002 - the library's signature
-        return self._secrets
+    def resolve_public_key(self, key_id: str) -> _TheseSecrets:  # noqa: ARG002 - the library's signature
+        return self
+
+
+class _AnySecret(HMAC_SHA256):
+    """``hmac-sha256`` (RFC 9421 §3.3.3) with any of a key's secrets; all are tried, whichever fits."""
+
+    def __init__(self, public_key: _TheseSecrets) -> None:
+        self._key = public_key
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        proven = [
+            secret
+            for secret in self._key.secrets
+            if hmac.compare_digest(hmac.digest(secret, message, "sha256"), signature)
+        ]
+        if not proven:
+            raise NotProven
+        self._key.signer = proven[0]
 
 
 class _Verifier(HTTPMessageVerifier):
@@ -166,14 +175,14 @@ class _Verifier(HTTPMessageVerifier):
         """Done already."""
 
 
-def is_proven(message: Message, secrets: tuple[bytes, ...]) -> bool:
-    """Whether one of these secrets signed what the message's one signature covers, whatever that is."""
-    verifier = _Verifier(signature_algorithm=_AnySecret, key_resolver=_TheseSecrets(secrets))
+def signer_of(message: Message, secrets: tuple[bytes, ...]) -> bytes | None:
+    """Which of these secrets signed what the message's one signature covers, whatever that is."""
+    key = _TheseSecrets(secrets)
     try:
-        verifier.verify(message, max_age=None)
+        _Verifier(signature_algorithm=_AnySecret, key_resolver=key).verify(message, max_age=None)
     except HTTPMessageSignaturesException:
-        return False
-    return True
+        return None
+    return key.signer
 
 
 def _given(headers: Headers) -> _Given:
