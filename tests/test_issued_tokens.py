@@ -93,6 +93,8 @@ def test_what_a_key_is_bound_to_does_not_go_where_it_can_not_be_checked(broker: 
     for asked in ({}, {"content_type": "image/png"}, {"route": "direct"}):
         answer = broker.mint(key=key, size=4, **asked)
         assert (answer["route"], answer["reason"]) == ("proxy", "key_bound_to_types")
+    assert broker.mint(key=key, size=4, sensitive=True)["reason"] == "sensitive"
+    assert broker.mint(key=key, size=4, route="proxy")["reason"] == "proxy_requested"
 
 
 @pytest.mark.parametrize(

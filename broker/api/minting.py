@@ -40,9 +40,12 @@ class Minting:
         self._check_uses()
         is_sensitive = self._is_sensitive()
         ttl_seconds = policy.ttl_seconds(self.asked.ttl_seconds)
-        route, reason = policy.route(size=self.asked.size, sensitive=is_sensitive, wish=self.asked.route)
-        if route == "direct" and self.caller.rights.content_types:
-            route, reason = "proxy", "key_bound_to_types"  # what Coze's token can't hold the page to
+        route, reason = policy.route(
+            size=self.asked.size,
+            sensitive=is_sensitive,
+            wish=self.asked.route,
+            bound_to_types=bool(self.caller.rights.content_types),
+        )
         if route == "direct":
             direct = await self._try_direct(ttl_seconds)
             if direct is not None:

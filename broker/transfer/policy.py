@@ -36,9 +36,12 @@ class Policy:
     scan_max_bytes: int | None = None
     """The largest file that the scanner takes; ``None`` where nothing is scanned."""
 
-    def route(self, *, size: int, sensitive: bool, wish: RouteWish) -> tuple[Route, Reason]:
+    def route(
+        self, *, size: int, sensitive: bool, wish: RouteWish, bound_to_types: bool = False
+    ) -> tuple[Route, Reason]:
         """The way a file goes, and why. A wish for ``direct`` never overrules what speaks against it.
 
+        ``bound_to_types``: the caller may send some types only, to which Coze's token can't hold it.
         Raises :class:`EmptyFile`, :class:`TooLarge` or :class:`NotScannable` for what no way would take.
         """
         self.check_size(size)
@@ -51,6 +54,8 @@ class Policy:
             return "proxy", "large_file"
         if not self.has_browser_app:
             return "proxy", "no_browser_app"
+        if bound_to_types:
+            return "proxy", "key_bound_to_types"
         return "direct", "small_file"
 
     def check_size(self, size: int) -> None:
