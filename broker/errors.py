@@ -200,7 +200,7 @@ class RevokedCredential(Unauthenticated):
 class TokenUsed(Unauthenticated):
     code = "token_used"
     title = "The token was used before"
-    sentence = "This token was good for one upload and was used already. Get a fresh one for each upload."
+    sentence = "This token was used for as many uploads as it was good for. Get a fresh one."
 
 
 class InvalidSignature(Unauthenticated):
@@ -255,9 +255,10 @@ class AddressNotAllowed(Forbidden):
 
 class SubjectNotAllowed(Forbidden):
     code = "subject_not_allowed"
-    title = "The key can't vouch for a subject"
+    title = "The caller can't vouch for this subject"
     sentence = (
-        "A publishable key can't vouch for a subject. Leave it out, or mint on a server with a secret key."
+        "A publishable key can't vouch for a subject, nor an ID token for any but its own. Leave it out, or "
+        "mint on a server with a secret key."
     )
 
 

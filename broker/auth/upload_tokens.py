@@ -1,7 +1,7 @@
 """Proxy tokens: what one says, how one is made, when one is refused. Opens no socket; gets the clock.
 
-A token is a JWT (``typ: upload+jwt``) for one upload through this broker and nothing else. ``exp`` is
-the last moment to *start*; ``finish_by`` the last moment to be done.
+A token is a JWT (``typ: upload+jwt``) for one upload through this broker, or as many as its ``uses``, and
+nothing else. ``exp`` is the last moment to *start*; ``finish_by`` the last moment to be done.
 """
 
 from __future__ import annotations
