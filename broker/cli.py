@@ -140,6 +140,9 @@ def upload(
 def token(
     *,
     size: Annotated[int, typer.Option(help="The file's size in bytes.")],
+    file_name: Annotated[
+        str | None, typer.Option(help="The file's name: its extension must be one that is taken.")
+    ] = None,
     api_key: ApiKeyOption = "",
     key_id: KeyIdOption = "",
     signing_secret: SigningSecretOption = "",
@@ -147,6 +150,7 @@ def token(
     route: Annotated[str, typer.Option(help="auto, direct or proxy.")] = "auto",
     subject: Annotated[str | None, typer.Option(help="Whom the token is for.")] = None,
     ttl_seconds: Annotated[int | None, typer.Option(help="How long the token lives.")] = None,
+    uses: Annotated[int | None, typer.Option(help="How many uploads it is good for; 1 if not said.")] = None,
     sensitive: Annotated[bool, typer.Option(help="Never straight from the browser.")] = False,
 ) -> None:
     """Mint a token and print it as JSON."""
@@ -155,9 +159,11 @@ def token(
     client = _client(broker, api_key, key_id, signing_secret)
     asked = {
         "size": size,
+        "file_name": file_name,
         "route": route,
         "subject": subject,
         "ttl_seconds": ttl_seconds,
+        "uses": uses,
         "sensitive": sensitive,
     }
     try:

@@ -243,6 +243,31 @@ def test_token_prints_a_token_that_works(broker: Broker, sandbox: SandboxControl
     assert "empty_file" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "granted"),
+    [
+        (["--uses", "3", "--route", "proxy"], {"uses": 3}),
+        (["--file-name", "标题 (1).csv"], {"route": "direct"}),
+    ],
+)
+def test_token_asks_for_what_its_options_say(
+    broker: Broker, arguments: list[str], granted: dict[str, Any]
+) -> None:
+    done = run_command("token", "--size", "5", *arguments, environment=environment_for(broker))
+    assert done.returncode == 0, done.stderr
+    assert granted.items() <= json.loads(done.stdout).items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--uses", "1001"], "invalid_request"), (["--file-name", "a.exe"], "file_type_refused")],
+)
+def test_token_says_what_is_not_granted(broker: Broker, arguments: list[str], code: str) -> None:
+    done = run_command("token", "--size", "5", *arguments, environment=environment_for(broker))
+    assert done.returncode == 1
+    assert code in done.stderr
+
+
 def test_the_version_and_the_commands_are_told() -> None:
     assert run_command("--version", environment=clean_environment()).stdout.strip() == __version__
     shown = run_command("--help", environment=clean_environment()).stdout
