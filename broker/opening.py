@@ -145,14 +145,13 @@ async def audited_ring(
 ) -> list[Ed25519Key]:
     """Replace the keys in the ring's file by what ``change`` makes of them, and put it into the audit.
 
-    Raises :class:`SettingsError`.
+    The row is written while the new file lies ready, which takes its place only then: what can't be written
+    down is not done. Raises :class:`SettingsError`, and :class:`StoreUnavailable` for the audit.
     """
-    path = _ring_path(settings)
-    with _ring_troubles_told(path):
-        ring = ring_file.edit(path, change)
-    detail = {"kids": [kid_of(key) for key in ring]}
-    row = AuditRow(action="signing_key.rotate", caller="command_line", detail=detail)
-    await audit_log(settings, database).write(row)
+    path, log = _ring_path(settings), audit_log(settings, database)
+    with _ring_troubles_told(path), ring_file.edited(path, change) as ring:
+        detail = {"kids": [kid_of(key) for key in ring]}
+        await log.write(AuditRow(action="signing_key.rotate", caller="command_line", detail=detail))
     return ring
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,12 @@ def text(*keys: Ed25519Key) -> str:
 
 
 ONE, TWO = fresh_key(), fresh_key()
+
+
+def edit(file: Path, change: Callable[[list[Ed25519Key]], list[Ed25519Key]] = rotation.added) -> None:
+    with ring_file.edited(file, change):
+        pass
+
 
 # --- what a ring may hold -----------------------------------------------------------------------------------
 
@@ -195,7 +203,7 @@ def kids(ring: KeyRing) -> list[str]:
 def test_a_file_is_looked_at_once_a_second(file: Path) -> None:
     ticks = Ticks()
     ring = ring_of(file, ticks)
-    ring_file.edit(file, lambda keys: [TWO, *keys])
+    edit(file, lambda keys: [TWO, *keys])
     assert kids(ring) == [kid_of(ONE)]
     ticks.now += LOOK_SECONDS
     assert kids(ring) == [kid_of(TWO), kid_of(ONE)]
@@ -206,7 +214,7 @@ def test_a_key_that_is_not_known_is_looked_for_at_once(file: Path) -> None:
     """Another worker may sign with it already."""
     ticks = Ticks()
     behind = ring_of(file, ticks)
-    ring_file.edit(file, lambda keys: [TWO, *keys])
+    edit(file, lambda keys: [TWO, *keys])
     token = ring_of(file).sign({"sub": "x"}, typ=TYP)
     assert behind.claims_of(token, typ=TYP) == {"sub": "x"}
 
@@ -283,7 +291,7 @@ def test_a_ring_is_replaced_whole_and_stays_its_owners(file: Path) -> None:
     if os.geteuid() == 0:
         os.chown(file, 65534, 65534)
     before = file.stat()
-    ring_file.edit(file, rotation.added)
+    edit(file)
     after = file.stat()
     assert after.st_ino != before.st_ino
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
@@ -294,15 +302,23 @@ def test_a_ring_is_replaced_whole_and_stays_its_owners(file: Path) -> None:
 def test_what_a_link_leads_to_is_replaced_and_not_the_link(folder: Path, file: Path) -> None:
     link = folder / "link.pem"
     link.symlink_to(file)
-    ring_file.edit(link, rotation.added)
+    edit(link)
     assert link.is_symlink()
     assert len(ring_file.RingFile(file).read()) == 2
 
 
 def test_of_many_who_change_a_ring_at_once_none_is_lost(file: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: ring_file.edit(file, rotation.added), range(24)))
+        list(pool.map(edit, [file] * 24))
     assert len(ring_file.RingFile(file).read()) == 25
+
+
+def test_a_change_that_is_given_up_leaves_all_as_it_was(file: Path) -> None:
+    before = file.read_bytes(), file.stat()
+    with pytest.raises(InterruptedError), ring_file.edited(file, rotation.added):
+        raise InterruptedError
+    assert (file.read_bytes(), file.stat().st_ino) == (before[0], before[1].st_ino)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 # --- the order of things ------------------------------------------------------------------------------------
@@ -387,6 +403,24 @@ def test_the_commands_change_the_ring(folder: Path) -> None:
     code, out, _ = command(folder, "list")
     assert out.splitlines()[0].split() == ["kid", "use", "began", "to", "sign"]
     assert out.splitlines()[1].split()[:2] == [second, "signs"]
+
+
+def test_a_change_that_can_not_be_written_down_is_not_made(folder: Path) -> None:
+    """And one that is not made is not written down."""
+    assert command(folder, "rotate")[0] == 0
+    data = folder / "data"
+    before = (data / signing_keys.FILE_NAME).read_bytes(), sorted(data.glob("*.pem"))
+    with closing(sqlite3.connect(data / "broker.db")) as database:
+        assert command(folder, "retire", "none")[0] == 2
+        count = "SELECT count(*) FROM audit WHERE action = 'signing_key.rotate'"
+        assert database.execute(count).fetchone() == (1,)
+        database.execute("CREATE TRIGGER no BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        database.commit()
+        code, out, err = command(folder, "rotate")
+    assert (code, out) == (2, "")
+    assert "no room" in err
+    assert ((data / signing_keys.FILE_NAME).read_bytes(), sorted(data.glob("*.pem"))) == before
+    assert not list(data.glob(f".{signing_keys.FILE_NAME}*"))
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("add",), ("rotate",), ("remove", "x")], ids=" ".join)

@@ -60,19 +60,21 @@ class RingFile:
             logs.warning("signing keys stay as they were", file=str(self._path), reason=reason)
 
 
-def edit(path: Path, change: Callable[[list[Ed25519Key]], list[Ed25519Key]]) -> list[Ed25519Key]:
+@contextmanager
+def edited(path: Path, change: Callable[[list[Ed25519Key]], list[Ed25519Key]]) -> Iterator[list[Ed25519Key]]:
     """Replace the keys in a file by what ``change`` makes of them; of two who do so at once, one waits.
 
-    A reader finds the old file or the new one, whole. It keeps its owner, and may be read by nobody else whom
-    it was not open to before. Raises ``OSError``, and ``ValueError`` from ``change`` or for a file that is no
-    ring; where there is no file, it is made.
+    The new keys lie ready within the block, and take their place when it ends; an error from it leaves all as
+    it was. A reader finds the old file or the new one, whole. It keeps its owner, and may be read by nobody
+    else whom it was not open to before. Raises ``OSError``, and ``ValueError`` from ``change`` or for a file
+    that is no ring; where there is no file, it is made.
     """
     path = path.resolve()  # what a link leads to is replaced, not the link
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(path.parent):
         keys = change(RingFile(path).read() if path.exists() else [])
-        _replace(path, ed25519_keys.render(keys).encode())
-    return keys
+        with _replaced(path, ed25519_keys.render(keys).encode()):
+            yield keys
 
 
 def _seen(status: os.stat_result) -> _Seen:
@@ -91,7 +93,8 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _replace(path: Path, content: bytes) -> None:
+@contextmanager
+def _replaced(path: Path, content: bytes) -> Iterator[None]:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -101,6 +104,7 @@ def _replace(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(descriptor)
+        yield
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
