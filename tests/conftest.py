@@ -11,6 +11,7 @@ import pytest
 from broker.sandbox.launch import in_subprocess
 from tests.support import fault_table
 from tests.support.broker_process import Broker, running_broker
+from tests.support.clock import clock  # noqa: F401 - a fixture
 from tests.support.databases import database, postgresql, url  # noqa: F401 - fixtures
 from tests.support.left_behind import nothing_left_behind
 from tests.support.log_lines import log_lines  # noqa: F401

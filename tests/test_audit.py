@@ -984,10 +984,9 @@ async def test_without_a_folder_to_spool_to_rows_wait_in_memory(
         assert await numbers(log) == [1]
 
 
-SPOOL_50_ROWS = """
-import asyncio, sqlite3, sys
+AN_AUDIT = """
+import asyncio, sys
 from pathlib import Path
-from broker.errors import AuditUnavailable
 from broker.observe import logs
 from broker.state.audit.chain import Chain
 from broker.state.audit.log import AuditLog
@@ -1000,6 +999,17 @@ async def main():
     audit = Audit(AuditLog(Database(sys.argv[1]), Chain(b"k" * 32)), Path(sys.argv[2]), spool_bytes=1_000_000)
     await audit.open()
     print("open", flush=True)
+    await work(audit)
+    await asyncio.sleep(60)
+
+async def work(audit):
+    pass
+"""
+REPLAY = AN_AUDIT + "asyncio.run(main())"
+SPOOL_50_ROWS = (
+    AN_AUDIT
+    + """
+async def work(audit):
     sys.stdin.readline()
     for number in range(50):
         audit.note(AuditRow(action="upload", bytes=number))
@@ -1007,10 +1017,10 @@ async def main():
     while audit.waiting or not audit.spooled_bytes:
         await asyncio.sleep(0.01)
     print("spooled", flush=True)
-    await asyncio.sleep(60)
 
 asyncio.run(main())
 """
+)
 
 
 async def test_what_a_killed_process_spooled_is_replayed_by_the_next_once(
@@ -1040,26 +1050,6 @@ async def test_what_a_killed_process_spooled_is_replayed_by_the_next_once(
     assert await findings(log) == []
     async with database.engine.connect() as connection:
         assert (await connection.execute(sa.select(audit_spools))).all() == []
-
-
-REPLAY = """
-import asyncio, sys
-from pathlib import Path
-from broker.observe import logs
-from broker.state.audit.chain import Chain
-from broker.state.audit.log import AuditLog
-from broker.state.audit.writer import Audit
-from broker.state.database import Database
-
-async def main():
-    logs.configure("json", "error")
-    audit = Audit(AuditLog(Database(sys.argv[1]), Chain(b"k" * 32)), Path(sys.argv[2]), spool_bytes=1_000_000)
-    await audit.open()
-    print("open", flush=True)
-    await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
 
 
 async def test_a_replay_that_is_killed_again_and_again_writes_each_row_once(

@@ -37,6 +37,7 @@ from broker.state.database import STORE_SECONDS, Database, metadata
 from broker.state.idempotency import LEASE_SECONDS, Begun, Earlier, IdempotencyRecords
 from broker.state.schema import HEAD_REVISION
 from tests.support.broker_process import Broker, running_broker
+from tests.support.clock import Clock
 from tests.support.databases import psql
 from tests.support.sandbox_control import SandboxControl
 
@@ -262,19 +263,6 @@ def test_a_broker_works_on_postgresql(folder: Path, sandbox: SandboxControl, pos
 
 
 # --- requests that may be sent twice --------------------------------------------------------------------
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -6,18 +6,7 @@ import pytest
 
 from broker.auth.failures import MAX_COUNTS, PREFIX_FACTOR, Failures
 from broker.errors import TooManyFailures
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.support.clock import Clock
 
 
 @pytest.fixture

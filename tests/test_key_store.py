@@ -27,6 +27,7 @@ from broker.errors import (
 )
 from broker.state.database import Database, api_key_secrets, api_keys
 from broker.state.generation import AlwaysAsk
+from tests.support.clock import Clock
 
 PEPPER = b"pepper"
 BOUND = Rights(
@@ -37,21 +38,6 @@ BOUND = Rights(
     networks=("192.0.2.0/24",),
     limits=KeyLimits(requests=1, bytes=2, window_seconds=3, inflight_uploads=4),
 )
-
-
-class Clock:
-    """Says what time it is."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from broker.errors import StoreUnavailable
 from broker.state.gcra import charge, judge, turn
 from broker.state.limits import Limit, Limits, LocalWhenDown, MemoryLimits, RedisLimits, Verdict
 from broker.state.redis import Redis
+from tests.support.clock import Clock
 from tests.support.log_lines import LogLines
 from tests.support.redis import RedisServer, until_back
 
@@ -336,19 +337,6 @@ async def test_without_redis_alone_a_call_fails(redis_server: RedisServer, redis
 
 
 # --- memory ----------------------------------------------------------------------------------------------
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 async def test_many_callers_do_not_fill_the_memory(clock: Clock) -> None:

@@ -16,6 +16,7 @@ from broker.auth import provider_keys
 from broker.auth.oidc import IdTokens, make_id_tokens
 from broker.auth.provider_keys import ProviderKeys
 from broker.errors import IdentityProviderUnavailable, InvalidCredential
+from tests.support.clock import Clock
 from tests.support.key_server import (
     AUDIENCE,
     DISCOVERY,
@@ -78,13 +79,13 @@ async def test_the_provider_changes_its_keys_and_goes_away() -> None:
         before = provider.id_token("anna")
         await id_tokens.verify(before)
         provider.use_new_keys()
-        clock.ticks += provider_keys.REFRESH_SECONDS
+        clock.now += provider_keys.REFRESH_SECONDS
         after = provider.id_token("anna")
         assert (await id_tokens.verify(after)).subject == "anna"
         with pytest.raises(InvalidCredential):
             await id_tokens.verify(before)
         provider.stop()
-        clock.ticks += provider_keys.MAX_FRESH_SECONDS
+        clock.now += provider_keys.MAX_FRESH_SECONDS
         assert (await id_tokens.verify(after)).subject == "anna"
         await id_tokens.aclose()
 
@@ -99,22 +100,12 @@ async def test_a_provider_that_comes_late_is_found() -> None:
             await id_tokens.verify(token)
         with running_openid_provider(urlsplit(provider.issuer).port or 0) as back:
             token = back.id_token("anna")
-            clock.ticks += provider_keys.RETRY_SECONDS
+            clock.now += provider_keys.RETRY_SECONDS
             assert (await id_tokens.verify(token)).subject == "anna"
         await id_tokens.aclose()
 
 
 # --- how often it is asked ------------------------------------------------------------------------
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.ticks = 1000.0
-
-    def __call__(self) -> float:
-        return self.ticks
 
 
 def id_tokens_by(
@@ -129,11 +120,6 @@ def id_tokens_by(
 def provider() -> Iterator[KeyServer]:
     with serving_keys(KEY) as provider:
         yield provider
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -173,7 +159,7 @@ async def test_unknown_keys_ask_the_provider_every_half_minute_at_most(
     strangers = [new_key("ES256", f"stranger-{number}") for number in range(20)]
     await id_tokens.verify(KEY.sign(provider.claims()))
     for _ in range(3):
-        clock.ticks += provider_keys.REFRESH_SECONDS
+        clock.now += provider_keys.REFRESH_SECONDS
         refused = [id_tokens.verify(key.sign(provider.claims())) for key in strangers]
         results = await asyncio.gather(*refused, return_exceptions=True)
         assert {type(result) for result in results} == {InvalidCredential}
@@ -185,7 +171,7 @@ async def test_a_new_key_is_found_when_it_is_first_met(
 ) -> None:
     await id_tokens.verify(KEY.sign(provider.claims()))
     provider.entries = [KEY.entry(), NEXT_KEY.entry()]
-    clock.ticks += provider_keys.REFRESH_SECONDS
+    clock.now += provider_keys.REFRESH_SECONDS
     assert (await id_tokens.verify(NEXT_KEY.sign(provider.claims()))).subject == SUBJECT
     assert (await id_tokens.verify(KEY.sign(provider.claims()))).subject == SUBJECT
 
@@ -209,10 +195,10 @@ async def test_keys_are_kept_as_long_as_the_provider_says_within_bounds(
     provider.key_headers, seconds = FRESH[case]
     token = KEY.sign(provider.claims())
     await id_tokens.verify(token)
-    clock.ticks += seconds - 1
+    clock.now += seconds - 1
     await id_tokens.verify(token)
     assert provider.asked[KEYS] == 1
-    clock.ticks += 1
+    clock.now += 1
     await id_tokens.verify(token)
     assert provider.asked[KEYS] == 2
 
@@ -223,7 +209,7 @@ async def test_a_key_that_the_provider_withdrew_is_forgotten(
     token = KEY.sign(provider.claims())
     await id_tokens.verify(token)
     provider.entries = [NEXT_KEY.entry()]
-    clock.ticks += provider_keys.DEFAULT_FRESH_SECONDS
+    clock.now += provider_keys.DEFAULT_FRESH_SECONDS
     with pytest.raises(InvalidCredential):
         await id_tokens.verify(token)
 
@@ -317,7 +303,7 @@ async def test_without_keys_nobody_is_let_in(case: str, provider: KeyServer, clo
         assert raised.value.log
     assert provider.asked[DISCOVERY] == 1
     provider.replies = {}
-    clock.ticks += provider_keys.RETRY_SECONDS
+    clock.now += provider_keys.RETRY_SECONDS
     assert (await id_tokens.verify(token)).subject == SUBJECT
     await id_tokens.aclose()
 
@@ -328,7 +314,7 @@ async def test_keys_outlive_a_provider_that_is_not_well(case: str, provider: Key
     token = KEY.sign(provider.claims())
     await id_tokens.verify(token)
     provider.replies = UNWELL[case](provider)
-    clock.ticks += provider_keys.DEFAULT_FRESH_SECONDS
+    clock.now += provider_keys.DEFAULT_FRESH_SECONDS
     for _ in range(3):
         assert (await id_tokens.verify(token)).subject == SUBJECT
     assert provider.asked[DISCOVERY] == 2
@@ -341,7 +327,7 @@ async def test_keys_do_not_outlive_it_for_ever(
     token = KEY.sign(provider.claims())
     await id_tokens.verify(token)
     provider.replies = {DISCOVERY: reply(b"", 503)}
-    clock.ticks += provider_keys.DEFAULT_FRESH_SECONDS + provider_keys.MAX_STALE_SECONDS
+    clock.now += provider_keys.DEFAULT_FRESH_SECONDS + provider_keys.MAX_STALE_SECONDS
     with pytest.raises(IdentityProviderUnavailable):
         await id_tokens.verify(token)
 
@@ -352,7 +338,7 @@ async def test_a_provider_that_never_answers_holds_nobody_for_long(provider: Key
     token = KEY.sign(provider.claims())
     await id_tokens.verify(token)
     provider.hold.clear()
-    clock.ticks += provider_keys.DEFAULT_FRESH_SECONDS
+    clock.now += provider_keys.DEFAULT_FRESH_SECONDS
     async with asyncio.timeout(provider_keys.WAIT_SECONDS + 2):
         assert (await id_tokens.verify(token)).subject == SUBJECT
     await id_tokens.aclose()
@@ -375,10 +361,10 @@ async def test_trouble_and_its_end_are_logged_once_each(
     await id_tokens.verify(token)
     provider.replies = {DISCOVERY: reply(b"", 503)}
     for _ in range(4):
-        clock.ticks += provider_keys.DEFAULT_FRESH_SECONDS
+        clock.now += provider_keys.DEFAULT_FRESH_SECONDS
         await id_tokens.verify(token)
     provider.replies = {}
-    clock.ticks += provider_keys.DEFAULT_FRESH_SECONDS
+    clock.now += provider_keys.DEFAULT_FRESH_SECONDS
     await id_tokens.verify(token)
     lines = [line for line in log_lines() if line["logger"] == "broker"]
     assert [line["level"] for line in lines] == ["warning", "info"]

@@ -28,6 +28,7 @@ from broker.errors import InvalidCredential
 from broker.settings import ed25519_keys
 from broker.settings.ed25519_keys import KNOWN_KEY, NO_PRIVATE_KEY, NOT_KEYS, REGULAR_KEY, Ed25519Key
 from tests.support.broker_process import Broker, run_command
+from tests.support.clock import Clock
 from tests.support.sandbox_control import SandboxControl
 from tests.support.waiting import wait_for
 from tests.support.workers import running_workers, worker_pids
@@ -176,14 +177,6 @@ def test_no_key_is_ever_printed() -> None:
 # --- a ring in a file ------------------------------------------------------------------------------------
 
 
-class Ticks:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def file(folder: Path) -> Path:
     path = folder / "ring.pem"
@@ -201,7 +194,7 @@ def kids(ring: KeyRing) -> list[str]:
 
 
 def test_a_file_is_looked_at_once_a_second(file: Path) -> None:
-    ticks = Ticks()
+    ticks = Clock()
     ring = ring_of(file, ticks)
     edit(file, lambda keys: [TWO, *keys])
     assert kids(ring) == [kid_of(ONE)]
@@ -212,7 +205,7 @@ def test_a_file_is_looked_at_once_a_second(file: Path) -> None:
 
 def test_a_key_that_is_not_known_is_looked_for_at_once(file: Path) -> None:
     """Another worker may sign with it already."""
-    ticks = Ticks()
+    ticks = Clock()
     behind = ring_of(file, ticks)
     edit(file, lambda keys: [TWO, *keys])
     token = ring_of(file).sign({"sub": "x"}, typ=TYP)
