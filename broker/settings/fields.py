@@ -322,8 +322,8 @@ class Settings(BaseSettings):
     broker_audit_spool_bytes: int = Field(
         default=67_108_864,
         ge=0,
-        description="How large the file of audit rows in `BROKER_DATA_DIR` may grow while the database takes "
-        "none.",
+        description="How many bytes of audit rows each worker may keep in files in `BROKER_DATA_DIR` while "
+        "the database takes none.",
     )
 
     # Logs
