@@ -313,10 +313,13 @@ def test_a_key_that_is_revoked_signs_nothing_any_more(broker: Broker, own_key: d
 def test_after_a_rotation_the_old_secret_signs_as_long_as_it_may(
     broker: Broker, own_key: dict[str, Any]
 ) -> None:
+    """Which of them did is written down."""
     rotated = json.loads(broker.command("keys", "rotate", own_key["id"], "--json").stdout)
     assert rotated["signing_secret"] != own_key["signing_secret"]
     for key in (own_key, rotated):
-        assert send(signed(broker, {**key, "id": own_key["id"]}, CONTENT)).status_code == 200
+        answer = send(signed(broker, {**key, "id": own_key["id"]}, CONTENT))
+        assert answer.status_code == 200
+        assert broker.record(answer.headers["x-request-id"])["key_hint"] == key["hint"]
 
 
 def test_a_publishable_key_signs_nothing(broker: Broker, signer: dict[str, Any]) -> None:

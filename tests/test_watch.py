@@ -72,7 +72,7 @@ async def test_a_look_asks_once_for_each_key_however_many_uploads_it_has(databas
         uploads = {}
         for number in range(20):
             issued = Issued(f"jti {number}", f"subject {number}", ids[number % 2], int(time.time()))
-            caller = Caller(kind="upload_token", key_id=issued.key_id, scopes=(), issued=issued)
+            caller = Caller(kind="upload_token", key_id=issued.key_id, scopes=(), call=Call(), issued=issued)
             pace = Pace(PATIENCE)
             stack.enter_context(watch.over(caller, pace))
             uploads[issued.subject] = asyncio.create_task(kept(pace))

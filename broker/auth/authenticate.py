@@ -116,7 +116,7 @@ class Authenticator:
             request.scope["query_string"],
             request.headers,
         )
-        key = await self.keys.by_id(signed.key_id)
+        key = await self.keys.signer(signed.key_id, signed.secret)
         if key is None:
             raise InvalidCredential(log="signed with a key that is gone")
         self.keys.last_use.touch(key.id)
