@@ -175,8 +175,19 @@ def _integer(value: int | None, bits: int) -> int | None:
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    text = _JSON.encode(_cleaned(detail))
+    text = _harmless(detail) or _JSON.encode(_cleaned(detail))
     return text if len(text) <= MAX_DETAIL_LENGTH else _JSON.encode({"cut": text[: MAX_DETAIL_LENGTH // 4]})
+
+
+def _harmless(detail: Mapping[str, Any]) -> str | None:
+    """Most details are, and this is quicker than to clean them: JSON without a backslash holds what it holds
+    as it is.
+    """
+    try:
+        text = _JSON.encode(detail)
+    except (TypeError, ValueError):
+        return None
+    return None if "\\" in text or CREDENTIAL.search(text) else text
 
 
 def _cleaned(value: Any) -> Any:
