@@ -13,7 +13,8 @@ import httpx
 import jwt
 import pytest
 
-from broker.api.completion import CLOCK_MARGIN_SECONDS, difference_between
+from broker.api.completion import difference_between
+from broker.api.file_owners import CLOCK_MARGIN_SECONDS
 from broker.auth import receipts, signing_keys
 from broker.auth.completion_tokens import CompletionToken, CompletionTokens
 from broker.auth.signed_claims import LEEWAY_SECONDS
@@ -171,6 +172,17 @@ def test_one_file_is_one_upload_s(broker: Broker) -> None:
     assert completed(mine, file_id).status_code == 200
     refused(completed(other, file_id), 422, "file_mismatch")
     assert completed(mine, file_id).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/proxy/upload", "/v1/files/upload"])
+def test_a_file_that_came_through_the_broker_is_no_direct_upload_s(broker: Broker, path: str) -> None:
+    """Whoever learns of another one's file_id gets no receipt that says it was theirs."""
+    thief = announced(broker, file_name=None, subject="mallory")
+    answer = httpx.post(
+        f"{broker.url}{path}", files={"file": (NAME, CONTENT, "text/csv")}, headers=broker.auth()
+    ).json()
+    file_id = answer["file_id"] if path == "/proxy/upload" else answer["data"]["id"]
+    refused(completed(thief, file_id), 422, "file_mismatch")
 
 
 def test_one_upload_is_one_file_s(broker: Broker) -> None:

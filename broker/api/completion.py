@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from broker.api import gate
 from broker.api.bodies import read_json
+from broker.api.file_owners import CLOCK_MARGIN_SECONDS, own, seconds_of_interest
 from broker.api.rendering import NO_STORE
 from broker.api.services import Services, services
 from broker.auth.completion_tokens import CompletionToken
@@ -22,12 +23,8 @@ from broker.errors import (
     NotFound,
 )
 from broker.observe import events
-from broker.settings.fields import COZE_MAX_TTL_SECONDS
 from broker.transfer import filenames
 from broker.upstream.coze import StoredFile
-
-CLOCK_MARGIN_SECONDS = 60
-"""How far Coze's clock may be behind ours."""
 
 
 class Completion(BaseModel):
@@ -67,15 +64,15 @@ async def _confirmed(broker: Services, token: CompletionToken, file_id: str) -> 
     A file becomes an upload's only once it fits: naming it keeps nobody else from it.
     """
     events.current().file_id = file_id
-    seconds = _seconds_of_interest(broker)
+    seconds = seconds_of_interest(broker)
     if not await broker.holds.hold(f"complete:{token.upload_id}", file_id, ttl_seconds=seconds):
         raise FileMismatch("Another file_id was reported for this upload before.")
     stored = await _looked_up(broker, file_id)
     difference = difference_between(token, stored)
     if difference is not None:
         raise FileMismatch(log=difference)
-    if not await broker.holds.hold(f"file:{file_id}", token.upload_id, ttl_seconds=seconds):
-        raise FileMismatch("This file was reported for another upload before.")
+    if not await own(broker, file_id, token.upload_id):
+        raise FileMismatch("This file is another upload's.")
     return stored
 
 
@@ -106,11 +103,6 @@ def _cleaned(name: str) -> str | None:
         return filenames.clean(name)
     except BadFileName:
         return None
-
-
-def _seconds_of_interest(broker: Services) -> int:
-    """For so long a token may be alive that could vouch for a file that is at Coze now."""
-    return COZE_MAX_TTL_SECONDS + broker.settings.broker_upload_max_seconds + 2 * CLOCK_MARGIN_SECONDS
 
 
 def _answer(broker: Services, token: CompletionToken, stored: StoredFile) -> dict[str, Any]:
