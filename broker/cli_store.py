@@ -38,7 +38,7 @@ def with_database(work: Callable[[Settings, Database], Awaitable[Result]]) -> Re
         try:
             return await work(given, database)
         finally:
-            await database.close()
+            await opening.close(database)
 
     def run_and_tell() -> Result:
         with opening.troubles_told():

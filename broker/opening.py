@@ -5,6 +5,8 @@ Imports no server and no client, so that a command that needs just the database 
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -55,7 +57,8 @@ def troubles_told() -> Iterator[None]:
 
 def _os_trouble(error: OSError) -> str:
     if error.filename is None:
-        return f"DATABASE_URL: the database can't be reached ({error.strerror or error})."
+        reason = error.strerror or str(error) or "no answer in time"
+        return f"DATABASE_URL: the database can't be reached ({reason})."
     return f"BROKER_DATA_DIR: {error.filename} can't be used ({error.strerror})."
 
 
@@ -68,7 +71,26 @@ async def open_once(settings: Settings) -> None:
         redis(settings)
         _check_ring(settings)
     finally:
-        await database.close()
+        await close(database)
+
+
+async def close(database: Database) -> None:
+    """Close it, and wait for what it began: aiosqlite's thread for a file that can't be opened answers late,
+    and with a trace where the event loop is over by then.
+    """
+    await database.close()
+    await asyncio.to_thread(_wait_for_threads)
+
+
+def _wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        if _AIOSQLITE_THREAD in thread.name:
+            thread.join(THREAD_SECONDS)
+
+
+_AIOSQLITE_THREAD = "_connection_worker_thread"
+THREAD_SECONDS = 1.0
+"""How long a thread that has nothing to do any more may take to end."""
 
 
 def api_keys(

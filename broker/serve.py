@@ -103,6 +103,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (TypeError, UnicodeError) as error:  # what no resolver is asked for
+        raise SettingsError([f"HOST, PORT: can't listen on {host[:100]}:{port} (no host name)."]) from error
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]
         raise SettingsError([f"HOST, PORT: can't listen on {host}:{port} ({reason})."]) from error

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from pydantic import SecretStr
 
 from broker import settings
 from tests.support.broker_process import clean_environment, run_command
@@ -65,7 +66,17 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "password": ({"COZE_API_BASE": "https://:pw@api.coze.cn"}, "COZE_API_BASE: not an address"),
     "query": ({"COZE_API_BASE": "https://api.coze.cn?a=1"}, "COZE_API_BASE: not an address"),
     "bad port": ({"COZE_API_BASE": "https://api.coze.cn:x"}, "COZE_API_BASE: not an address"),
+    "line end": ({"COZE_API_BASE": "https://api.coze.cn\nx"}, "COZE_API_BASE: not an address"),
+    "blank": ({"COZE_API_BASE": "https://api coze.cn"}, "COZE_API_BASE: not an address"),
     "public url": ({"BROKER_PUBLIC_URL": "upload.example.com"}, "BROKER_PUBLIC_URL: not an address"),
+    "public url: line end": (
+        {"BROKER_PUBLIC_URL": "https://a.example\n"},
+        "BROKER_PUBLIC_URL: not an address",
+    ),
+    "public url: letters": (
+        {"BROKER_PUBLIC_URL": "https://bücher.example"},
+        "BROKER_PUBLIC_URL: not an address",
+    ),
     "no credential": ({"COZE_API_TOKEN": ""}, "COZE_API_TOKEN or the four COZE_JWT_OAUTH_* settings"),
     "line end in token": ({"COZE_API_TOKEN": "sat_1\nsat_2"}, "COZE_API_TOKEN has a blank"),
     "no client id": (app(CLIENT_ID=""), "COZE_JWT_OAUTH_CLIENT_ID is not set, but"),
@@ -118,6 +129,14 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         "BROKER_OIDC_ISSUER: not an address",
     ),
     "oidc: no audience": ({"BROKER_OIDC_ISSUER": "https://login.example.com"}, "BROKER_OIDC_AUDIENCE is not"),
+    "oidc: a blank audience": (
+        {"BROKER_OIDC_ISSUER": "https://login.example.com", "BROKER_OIDC_AUDIENCE": "  "},
+        "BROKER_OIDC_AUDIENCE is not",
+    ),
+    "oidc: a blank before the issuer": (
+        {"BROKER_OIDC_ISSUER": " https://login.example.com", "BROKER_OIDC_AUDIENCE": "app"},
+        "BROKER_OIDC_ISSUER: not an address",
+    ),
     "oidc: no issuer": ({"BROKER_OIDC_AUDIENCE": "app"}, "BROKER_OIDC_ISSUER is not set, but"),
     "port": ({"PORT": "70000"}, "PORT: Input should be less than"),
     "file types: none": ({"BROKER_FILE_TYPES": " , "}, "BROKER_FILE_TYPES: not extensions"),
@@ -125,9 +144,30 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "file types: blanks": ({"BROKER_FILE_TYPES": "pdf png"}, "BROKER_FILE_TYPES: not extensions"),
     "file types: two dots": ({"BROKER_FILE_TYPES": "tar.gz"}, "BROKER_FILE_TYPES: not extensions"),
     "no number": ({"BROKER_DIRECT_MAX_BYTES": "10MB"}, "BROKER_DIRECT_MAX_BYTES: Input should be"),
+    **{
+        f"{name} {value}": ({name: value}, f"{name}: Input should be ")
+        for name, value in (
+            ("BROKER_UPSTREAM_UPLOADS_PER_SECOND", "inf"),
+            ("BROKER_CLIENT_IDLE_SECONDS", "inf"),
+            ("BROKER_READ_TIMEOUT_SECONDS", "1e300"),
+            ("BROKER_SHUTDOWN_GRACE_SECONDS", "9" * 12),
+            ("BROKER_IDEMPOTENCY_TTL_SECONDS", "9" * 26),
+            ("BROKER_UPLOAD_MAX_SECONDS", "9" * 26),
+            ("RATE_LIMIT_WINDOW", "9" * 26),
+            ("BROKER_RATE_LIMIT_BYTES", "9" * 26),
+        )
+    },
     "no choice": ({"BROKER_LOG_LEVEL": "loud"}, "BROKER_LOG_LEVEL: Input should be"),
     "database: no URL": ({"DATABASE_URL": "broker.db"}, "DATABASE_URL: not an address"),
     "database: another": ({"DATABASE_URL": "mysql://h/d"}, "DATABASE_URL: not an address"),
+    "database: a URI of SQLite's": (
+        {"DATABASE_URL": "sqlite:///file:x?mode=ro&uri=true"},
+        "DATABASE_URL: not an",
+    ),
+    "database: an option of libpq's": (
+        {"DATABASE_URL": "postgresql://h/d?sslmode=require&channel_binding=require"},
+        "DATABASE_URL: 'channel_binding' can't be set there",
+    ),
     "database: bad port": ({"DATABASE_URL": "postgresql://h:x/d"}, "DATABASE_URL: not an address"),
     **{
         f"origin {origin}": ({"BROKER_ALLOWED_ORIGINS": origin}, f"ALLOWED_ORIGINS: {origin!r} is not an")
@@ -214,6 +254,21 @@ def make_junk_keys(folder: Path) -> None:
             id="the database is away",
         ),
         pytest.param(
+            make_nothing,
+            {"DATABASE_URL": f"postgresql://user:{CANARY}@127.0.0.1:1/db?sslmode=require"},
+            "DATABASE_URL: the database can't be reached",
+            id="the database is away, its URL another program's",
+        ),
+        pytest.param(
+            make_nothing,
+            {"DATABASE_URL": "sqlite:////proc/nothing.db"},
+            "the database can't be used",
+            id="no folder for a database",
+        ),
+        pytest.param(
+            make_nothing, {"HOST": "ü" * 70}, "HOST, PORT: can't listen on", id="no host name at all"
+        ),
+        pytest.param(
             make_nothing, {"HOST": "host.invalid"}, "HOST, PORT: can't listen on", id="no such host"
         ),
         pytest.param(
@@ -230,6 +285,20 @@ def test_what_can_only_be_tried_is_said_in_a_sentence_too(
     assert sentence in said
     assert said.count("\n") == 1, "one line, no trace"
     assert CANARY not in said
+
+
+def test_a_database_that_takes_connections_and_never_answers_is_named(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        code, said = serve(folder, DATABASE_URL=f"postgresql://user:{CANARY}@127.0.0.1:{port}/db")
+    assert code == 2
+    assert said == "error DATABASE_URL: the database can't be reached (no answer in time).\n"
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
+def test_a_database_s_url_may_ask_for_tls_as_libpq_does(scheme: str) -> None:
+    given = settings.Settings(database_url=SecretStr(f"{scheme}://u:a?sslmode=b@h/d?sslmode=require"))
+    assert given.resolved_database_url == "postgresql+asyncpg://u:a?sslmode=b@h/d?ssl=require"
 
 
 def test_a_port_in_use_is_said_at_once(folder: Path) -> None:

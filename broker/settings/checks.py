@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -135,7 +135,7 @@ _TYPE_GLOB = re.compile(r"[\w!#$&^.+*?-]+/[\w!#$&^.+*?-]+", re.ASCII)
 def _oidc_problems(settings: Settings) -> Iterator[str]:
     issuer, audience = settings.broker_oidc_issuer, settings.broker_oidc_audience
     yield from _url_problems("BROKER_OIDC_ISSUER", issuer)
-    if issuer and not audience:
+    if issuer and not audience.strip():
         yield (
             "BROKER_OIDC_AUDIENCE is not set: ID tokens that the provider issued to any other app would "
             "be taken, too."
@@ -162,6 +162,15 @@ def store_problems(settings: Settings) -> Iterator[str]:
         yield from _database_problems(settings.resolved_database_url)
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"{name[:40]!r}" for name in sorted(names))
+
+
+_POSTGRESQL_OPTIONS = {
+    *("database", "host", "passfile", "password", "port", "prepared_statement_cache_size", "ssl"),
+    *("target_session_attrs", "user"),
+}
+"""Those of asyncpg's that are text, and SQLAlchemy's own."""
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 _EXTENSION = re.compile(r"[^\s.*/\\]+")
 
@@ -207,10 +216,15 @@ def _database_problems(url: str) -> Iterator[str]:
         driver = ""
     if driver == ASYNC_DRIVERS["sqlite"] and parts.database in (None, "", ":memory:"):
         yield "DATABASE_URL: a database in memory forgets its keys; name a file, like sqlite:////var/lib/broker.db."
-    elif driver not in ASYNC_DRIVERS.values():
+    elif driver not in ASYNC_DRIVERS.values() or (parts.database or "").startswith("file:"):
         yield "DATABASE_URL: not an address like sqlite:///path or postgresql://user:password@host/name."
     elif driver.endswith("asyncpg") and importlib.util.find_spec("asyncpg") is None:
         yield "DATABASE_URL: PostgreSQL needs the extra: pip install 'coze-upload-broker[postgresql]'."
+    elif driver.endswith("asyncpg") and (unknown := set(parts.query) - _POSTGRESQL_OPTIONS):
+        yield (
+            f"DATABASE_URL: {_listed(unknown)} can't be set there; {_listed(_POSTGRESQL_OPTIONS)} can, "
+            "and sslmode stands for ssl."
+        )
 
 
 def _url_problems(
@@ -223,6 +237,7 @@ def _url_problems(
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        whole = whole and bool(_VISIBLE_ASCII.fullmatch(url))  # urlsplit passes over line ends
     except ValueError:
         whole = False
     if not whole or "@" in parts.netloc or parts.query or parts.fragment:

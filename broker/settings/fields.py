@@ -4,12 +4,14 @@ can't be printed.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.settings.addresses import EVERYWHERE, http_url, origin_of
@@ -19,6 +21,11 @@ COZE_MAX_UPLOAD_BYTES = 536_870_912
 COZE_MAX_TTL_SECONDS = 86_399
 MAX_GRACE_SECONDS = 366 * 86_400
 """How long a rotated key's old secret may work on at most."""
+MAX_SECONDS = 366 * 86_400
+"""The longest time that a setting may name."""
+MAX_SHUTDOWN_SECONDS = 86_400
+MAX_NUMBER = 2**53 - 1
+"""The largest number of all others: databases and Redis have whole ones only so far."""
 CLAMD_PORT = 3310
 COZE_FILE_TYPES = (
     "doc,docx,xls,xlsx,ppt,pptx,pdf,numbers,csv,cpp,py,java,c,"
@@ -316,7 +323,10 @@ class Settings(BaseSettings):
         description="How long an upload's answer is kept for its `Idempotency-Key`.",
     )
     broker_shutdown_grace_seconds: int = Field(
-        default=30, ge=0, description="How long running uploads may go on after SIGTERM."
+        default=30,
+        ge=0,
+        le=MAX_SHUTDOWN_SECONDS,
+        description="How long running uploads may go on after SIGTERM.",
     )
 
     broker_audit_spool_bytes: int = Field(
@@ -344,6 +354,15 @@ class Settings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("*")
+    @classmethod
+    def _within_reach(cls, value: Any, info: ValidationInfo) -> Any:
+        is_a_time = str(info.field_name).endswith(("_seconds", "_window"))
+        most = MAX_SECONDS if is_a_time else MAX_NUMBER
+        if isinstance(value, (int, float)) and value > most:
+            raise PydanticCustomError("too_much", "Input should be {most} or less", {"most": most})
+        return value
 
     # Not of the OIDC issuer: it must be written exactly as the provider writes it.
     @field_validator("coze_api_base", "broker_public_url")
@@ -406,7 +425,8 @@ class Settings(BaseSettings):
         if self.database_url is None:
             return f"sqlite+aiosqlite:///{(self.broker_data_dir / 'broker.db').absolute()}"
         scheme, _, rest = self.database_url.get_secret_value().partition("://")
-        return f"{ASYNC_DRIVERS.get(scheme, scheme)}://{rest}"
+        driver = ASYNC_DRIVERS.get(scheme, scheme)
+        return f"{driver}://{_LIBPQ_TLS.sub('ssl=', rest) if driver == ASYNC_DRIVERS['postgresql'] else rest}"
 
 
 ASYNC_DRIVERS = {
@@ -414,6 +434,8 @@ ASYNC_DRIVERS = {
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
 }
+_LIBPQ_TLS = re.compile("(?<=[?&])sslmode=(?=[^@]*$)")
+"""What the rest of the world writes where asyncpg has ``ssl``; not in a password, which an ``@`` follows."""
 
 
 def is_given(settings: Settings, prefix: str) -> bool:
