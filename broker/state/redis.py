@@ -13,10 +13,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import re
 import secrets
+import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from broker.errors import StoreUnavailable
 from broker.observe import logs, snapshot
@@ -309,6 +312,7 @@ def _pool(url: str) -> ConnectionPool:
         pool = pool_class.from_url(url)
         pool.connection_kwargs.update(_options())
         pool.make_connection()  # type: ignore[no-untyped-call]
+        _check_path(url)
     except (ValueError, TypeError, _errors()):
         # Without the cause: it may repeat a part of the URL, and there the password is.
         raise SettingsError(
@@ -316,6 +320,7 @@ def _pool(url: str) -> ConnectionPool:
         ) from None
     if not _verifies(pool.connection_kwargs):
         raise SettingsError(["REDIS_URL turns off the verification of TLS. Name the CA with ssl_ca_certs."])
+    _check_ca(pool.connection_kwargs.get("ssl_ca_certs"))
     return pool
 
 
@@ -344,6 +349,26 @@ def _options() -> dict[str, Any]:
         "retry_on_error": [],
         "driver_info": None,
     }
+
+
+def _check_path(url: str) -> None:
+    """Raises ``ValueError`` for a database that is no number, which redis-py takes for the first one."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):
+        raise ValueError("path")
+
+
+_DATABASE = re.compile("/?[0-9]*")
+
+
+def _check_ca(path: str | None) -> None:
+    """Else a server would only ever seem to be down."""
+    try:
+        if path is not None:
+            ssl.create_default_context(cafile=path)
+    except OSError as error:
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "no certificates in it"
+        raise SettingsError([f"REDIS_URL: the file in ssl_ca_certs can't be read ({reason})."]) from None
 
 
 def _verifies(options: dict[str, Any]) -> bool:
