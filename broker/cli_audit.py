@@ -28,6 +28,7 @@ audit = typer.Typer(no_args_is_help=True, help="Who did what, and whether the re
 Result = TypeVar("Result")
 Row = Mapping[str, Any]
 BROKEN = 1
+MAX_LIMIT = 1_000_000_000
 TABLE = ("seq", "at", "action", "result", "key_id", "subject", "client_ip", "bytes", "file_id", "request_id")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """What makes a spreadsheet take a text for a formula."""
@@ -51,7 +52,9 @@ def audit_list(
     file_id: Text = None,
     request_id: Text = None,
     ip: Annotated[str | None, typer.Option(help="The caller's address.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="How many of the newest; 0 for all.")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=0, max=MAX_LIMIT, help="How many of the newest; 0 for all.")
+    ] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, safe to open in a spreadsheet.")] = False,
 ) -> None:
@@ -68,6 +71,8 @@ def audit_list(
         "request_id": request_id,
         "client_ip": ip,
     }
+    for name, value in asked.items():
+        _check_text(name, value)
     times = {"since": _time("--since", since), "until": _time("--until", until)}
     show = _print_json if as_json else _print_csv if as_csv else _print_rows
     _with_log(lambda log: show(_rows(log, times, asked, limit)))
@@ -142,6 +147,17 @@ async def _verified(log: Any, known: Any) -> Any:
         verification.row(row)
     verification.end()
     return verification
+
+
+def _check_text(name: str, value: str | None) -> None:
+    """Bytes that are no text come from the terminal as half characters, which no database takes."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        stop([f"--{_OPTIONS.get(name, name)}: this is no UTF-8 text."])
+
+
+_OPTIONS = {"key_id": "key", "client_ip": "ip", "file_id": "file-id", "request_id": "request-id"}
 
 
 def _token_hash(text: str) -> str:

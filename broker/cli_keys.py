@@ -144,6 +144,8 @@ def update(
         "expires_at": None if expires_in_days is None else _expiry(expires_in_days),
     }
     given: dict[str, Any] = {field: value for field, value in plain.items() if value is not None}
+    if not (given or bounds or cleared):
+        stop([f"Say what to change: {', '.join(plain)}, or a bound."])
     key = _with_keys(
         lambda store: store.update(
             key_id, lambda old: replace(old, **given, rights=bound(old.rights, bounds, cleared))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -15,6 +16,7 @@ import httpx
 NONCE_BYTES = 16
 ALSO_SIGNED = ("content-type", "content-disposition", "content-digest", "idempotency-key", "repr-digest")
 """Headers that are signed where they are there."""
+_WORD = re.compile("[A-Za-z0-9_-]+")
 
 
 class SignedAuth(httpx.Auth):
@@ -25,10 +27,15 @@ class SignedAuth(httpx.Auth):
 
     def __init__(self, key_id: str, signing_secret: str) -> None:
         self._key_id = key_id
-        self._secret = signing_secret.encode()
+        self._secret = signing_secret.encode(errors="surrogateescape")
 
     def __repr__(self) -> str:
         return f"SignedAuth({self._key_id!r})"
+
+    @property
+    def is_well_formed(self) -> bool:
+        """Whether id and secret have no characters that none has; else no request can be signed."""
+        return bool(_WORD.fullmatch(self._key_id) and _WORD.fullmatch(self._secret.decode("latin-1")))
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Add ``Content-Digest``, ``Signature-Input`` and ``Signature``, fresh each time."""

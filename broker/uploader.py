@@ -25,6 +25,7 @@ OnProgress = Callable[[int, int], None]
 """Hears how many bytes went out so far, and of how many."""
 
 _KEY = re.compile(r"[!-~]+")
+_CREDENTIALS = re.compile("//[^/?#]*@")
 _NEVER_BEGAN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
 
 
@@ -79,11 +80,15 @@ class BrokerClient:
         return {"file_id": file_id, "route": token["route"], "reason": token["reason"]}
 
     def _address(self, path: str) -> str:
+        if _CREDENTIALS.search(self.url):  # which httpx would send in the key's place
+            raise UploadFailedError("The broker's address has a password or a name in it. Leave that out.")
         return self.url.rstrip("/") + path
 
     def _headers(self) -> dict[str, str]:
         origin = {"Origin": self.origin} if self.origin else {}
         if self.signer:
+            if not self.signer.is_well_formed:
+                raise UploadFailedError("The key's id or its signing secret has characters that none has.")
             return origin
         key = self.api_key.strip()
         if not _KEY.fullmatch(key):

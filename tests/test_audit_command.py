@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -141,6 +142,8 @@ def test_a_row_that_was_forged_can_do_nothing_to_a_terminal(
         (("list", "--since", "yesterday"), "--since: 'yesterday' is no time like"),
         (("list", "--until", "nan"), "--until: 'nan' is no time"),
         (("list", "--json", "--csv"), "one of them"),
+        (("list", "--limit", str(2**63)), "--limit"),
+        (("list", "--subject", os.fsdecode(b"\xff")), "--subject: this is no UTF-8 text"),
         (("verify", "--head", "7"), "--head: '7' is not SEQ:HASH"),
     ],
 )

@@ -99,6 +99,18 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     ),
     "no address": ({"BROKER_URL": "127.0.0.1"}, "can't be reached: "),
     "bad address": ({"BROKER_URL": "http://[::"}, "can't be reached: "),
+    "a password in it": (
+        {"BROKER_URL": "http://user:CANARY@127.0.0.1:1"},
+        "The broker's address has a password",
+    ),
+    "a key id that is none": (
+        {"BROKER_API_KEY": "", "BROKER_KEY_ID": "CANARÝ", "BROKER_SIGNING_SECRET": "cub_ss_CANARY"},
+        "The key's id or its signing secret has characters that none has.",
+    ),
+    "a signing secret that is none": (
+        {"BROKER_API_KEY": "", "BROKER_KEY_ID": "key_1", "BROKER_SIGNING_SECRET": "CANARÝ"},
+        "The key's id or its signing secret has characters that none has.",
+    ),
     "wrong key": ({"BROKER_API_KEY": "cub_sk_CANARY"}, "The credential is not valid here"),
     "no header": ({"BROKER_API_KEY": "CANARY\nx"}, "The API key has characters that no key has."),
     "no ASCII": ({"BROKER_API_KEY": "CANARÝ"}, "The API key has characters that no key has."),

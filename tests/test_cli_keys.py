@@ -145,6 +145,7 @@ def test_a_person_can_read_what_is_shown(broker: Broker) -> None:
         (["create", "--name=x", "--scope=chat", "--network=10.0.0.1/8"], "which 10.0.0.1/8 is not"),
         (["create", "--name=x", "--scope=chat", "--inflight=-1"], "inflight_uploads is 0 to"),
         (["update", UNKNOWN, "--clear=everything"], "--clear: there is no everything to take away."),
+        (["update", UNKNOWN], "Say what to change"),
         (["update", UNKNOWN, "--origin=*"], "--origin: '*' is not an origin"),
         (["rotate", UNKNOWN, "--grace-seconds=-1"], "grace-seconds"),
         (["list", "--kind=root"], "kind"),
