@@ -99,6 +99,8 @@ def _middleware(settings: Settings) -> list[Middleware]:
             allow_methods=CORS_METHODS,
             allow_headers=CORS_REQUEST_HEADERS,
             expose_headers=CORS_ANSWER_HEADERS,
+            # Whose pages may call is said by name, so it need not matter where they came from.
+            allow_private_network=True,
         ),
         Middleware(LastResort),
     ]

@@ -36,20 +36,27 @@ class Connection(HttpToolsProtocol):
     head_seconds: ClassVar[float] = 15.0
     idle_seconds: ClassVar[float] = 30.0
     allowed_origins: ClassVar[frozenset[str]] = frozenset()
+    exposed_headers: ClassVar[str] = ""
     buffer: ClassVar[memoryview] = memoryview(bytearray(reads.FULL_BYTES))
     """Where reads go first; of a server, that is of one event loop."""
 
     @classmethod
     def bound_to(
-        cls, *, head_seconds: float, idle_seconds: float, allowed_origins: tuple[str, ...]
+        cls,
+        *,
+        head_seconds: float,
+        idle_seconds: float,
+        allowed_origins: tuple[str, ...],
+        exposed_headers: tuple[str, ...],
     ) -> type[Connection]:
         """The class with its limits, in seconds, for a request's head to come and for a piece of an answer
-        to be taken, and with the origins that may read its refusals.
+        to be taken, and with the origins whose pages may read its refusals, and which headers of them.
         """
         fields = {
             "head_seconds": head_seconds,
             "idle_seconds": idle_seconds,
             "allowed_origins": frozenset(allowed_origins),
+            "exposed_headers": ", ".join(exposed_headers),
             "buffer": memoryview(bytearray(reads.FULL_BYTES)),
         }
         return type("BoundConnection", (cls,), fields)
@@ -330,10 +337,9 @@ class Connection(HttpToolsProtocol):
         origin = dict(self.headers or ()).get(b"origin", b"").decode("latin-1")
         if origin not in self.allowed_origins:
             return {"Vary": "Origin"}
-        exposed = "X-Request-Id, Retry-After"
         return {
             "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": exposed,
+            "Access-Control-Expose-Headers": self.exposed_headers,
             "Vary": "Origin",
         }
 

@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 
 from broker import opening
-from broker.app import create_app
+from broker.app import CORS_ANSWER_HEADERS, create_app
 from broker.connection import Connection
 from broker.observe import logs, snapshot
 from broker.settings import Settings, SettingsError, http_url
@@ -117,6 +117,7 @@ def _config(settings: Settings) -> uvicorn.Config:
             head_seconds=settings.broker_head_timeout_seconds,
             idle_seconds=settings.broker_client_idle_seconds,
             allowed_origins=settings.allowed_origins,
+            exposed_headers=CORS_ANSWER_HEADERS,
         ),
         ws="none",
         lifespan="on",
