@@ -125,6 +125,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a page without origins": ({"kind": "publishable", "scopes": []}, "needs the origins"),
     "any origin": ({"origins": ["*"]}, "'*' is not an origin"),
+    "any origin behind others": (
+        {"origins": [*(f"https://{n}.example" for n in range(5)), "*"]},
+        "'*' is not an origin",
+    ),
     "a kind of its own": ({"kind": "root"}, "kind: Input should be 'secret' or 'publishable'."),
     "the past": ({"expires_at": 1}, "expires_at is a time to come"),
     "milliseconds": ({"expires_at": FAR * 1000}, "expires_at is a time to come, in Unix seconds"),

@@ -80,7 +80,8 @@ def _problems(key: ApiKey) -> Iterator[str]:
         yield "A publishable key needs the origins of the pages that it stands in."
     if len(key.origins) > MAX_ENTRIES:
         yield f"A key may have at most {MAX_ENTRIES} origins."
-    yield from (not_an_origin(value[:100]) for value in key.origins[:5] if not is_origin(value))
+    wrong = [value for value in key.origins if not is_origin(value)]
+    yield from (not_an_origin(value[:100]) for value in wrong[:5])
 
 
 def _rights_problems(rights: Rights) -> Iterator[str]:
