@@ -175,6 +175,8 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
             *("*", "null", "app.example.com", "file://app", "https://", "https://app.example.com/"),
             *("https://app.example.com/path", "https://App.example.com", "https://*.example.com"),
             *("https://app.example.com:443", "https://user@app.example.com", "https://bücher.example"),
+            *("https://app..example", "https://.", f"https://{'a' * 254}", "https://127.1", "https://0x7f.1"),
+            *("https://1.2.3.256", "http://[::0001]", "http://[::1.2.3.4]", "http://[fe80::1%eth0]"),
         )
     },
 }
@@ -316,7 +318,11 @@ def test_a_port_in_use_is_said_at_once(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://app.example.com", "http://localhost:3000", "http://[::1]:3000", "https://my_app.example"],
+    [
+        *("https://app.example.com", "http://localhost:3000", "http://[::1]:3000", "https://my_app.example"),
+        *("https://app.example.", "http://127.0.0.1:3000", "http://[::ffff:102:304]", "http://1.example"),
+        *("https://xn--bcher-kva.example", "https://1a"),
+    ],
 )
 def test_what_a_browser_writes_is_an_origin(origin: str) -> None:
     assert settings.is_origin(origin)

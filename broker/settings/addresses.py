@@ -26,14 +26,30 @@ def http_url(host: str, port: int) -> str:
 
 def is_origin(value: str) -> bool:
     """Whether ``value`` is exactly what a browser would send in ``Origin``; ``*`` and ``null`` are not."""
+    match = _ORIGIN.fullmatch(value)
     try:
-        return bool(_ORIGIN.fullmatch(value)) and origin_of(value) == value
+        return match is not None and origin_of(value) == value and _is_host(match["host"])
     except ValueError:
         return False
 
 
 # Browsers write a host in ASCII; a wildcard is no host, and would match nothing.
-_ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+_ORIGIN = re.compile(r"https?://(?P<host>[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:]+\])(:[0-9]+)?")
+_ENDS_IN_A_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?")
+MAX_HOST_LENGTH = 253
+
+
+def _is_host(host: str) -> bool:
+    """Whether browsers write a host so: addresses in their one form (RFC 5952, WHATWG URL §3.5).
+
+    Raises ``ValueError`` for an address that is none.
+    """
+    if host.startswith("["):
+        address = ipaddress.IPv6Address(host[1:-1])
+        return address.ipv4_mapped is not None or str(address) == host[1:-1]
+    if _ENDS_IN_A_NUMBER.fullmatch(host):
+        return str(ipaddress.IPv4Address(host)) == host
+    return len(host) <= MAX_HOST_LENGTH
 
 
 def is_loopback(host: str | None) -> bool:
