@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from broker.auth.signed_claims import LEEWAY_SECONDS
 from broker.auth.signing_keys import KeyRing
 from broker.auth.upload_tokens import UploadTokens
 from broker.errors import ExpiredCredential, InvalidCredential
+from broker.state.database import STORE_SECONDS
 from broker.upstream.coze import StoredFile
-from tests.support.broker_process import PAGE_ORIGIN, Broker
+from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
 from tests.support.sandbox_control import SandboxControl
 
 CONTENT = b"a,b\n1,2\n"
@@ -183,6 +186,26 @@ def test_a_file_that_came_through_the_broker_is_no_direct_upload_s(broker: Broke
     ).json()
     file_id = answer["file_id"] if path == "/proxy/upload" else answer["data"]["id"]
     refused(completed(thief, file_id), 422, "file_mismatch")
+
+
+def test_an_upload_does_not_wait_for_a_store_that_takes_nothing(
+    folder: Path, sandbox: SandboxControl
+) -> None:
+    """Coze has the file by then. Whose it is is noted as soon as that can be done."""
+    with running_broker(folder, sandbox.environment) as broker:
+        thief = announced(broker, file_name=None, subject="mallory")
+        form = {"file": (NAME, CONTENT, "text/csv")}
+        url = f"{broker.url}/proxy/upload"
+        httpx.post(url, files=form, headers=broker.auth()).raise_for_status()
+        with closing(sqlite3.connect(folder / "data" / "broker.db", isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            begun = time.monotonic()
+            answer = httpx.post(url, files=form, headers=broker.auth()).raise_for_status().json()
+            assert time.monotonic() - begun < STORE_SECONDS / 2
+            database.execute("ROLLBACK")
+            noted = ("SELECT 1 FROM claims WHERE name = ?", [f"file:{answer['file_id']}"])
+            sandbox.wait_for(lambda: database.execute(*noted).fetchone())
+        refused(completed(thief, answer["file_id"]), 422, "file_mismatch")
 
 
 def test_one_upload_is_one_file_s(broker: Broker) -> None:

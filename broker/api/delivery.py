@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_random_exponential
 
-from broker.api.file_owners import own
+from broker.api.file_owners import own_soon
 from broker.api.sensitive import scan_of
 from broker.api.services import Services
 from broker.auth.body_digests import BodyDigest
@@ -113,7 +113,8 @@ async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Up
         await _spend(broker, delivery.grant)
         upload: Upload = await _persistently(delivery)(_send, delivery, authorization, scan, before_end)
     pace.wait_for("store")
-    await _keep_for_itself(broker, upload)
+    if broker.browser_app is not None:  # else nothing goes direct
+        await own_soon(broker, upload.stored.file_id, f"request:{upload.request_id}")
     pace.over()
     return upload
 
@@ -203,14 +204,6 @@ def _body(
         before_end=last_check,
         scan=scan,
     )
-
-
-async def _keep_for_itself(broker: Services, upload: Upload) -> None:
-    """No direct upload gets a receipt for this file. Coze has it: a store that is away undoes nothing."""
-    if broker.browser_app is None:  # so nothing goes direct
-        return
-    with suppress(StoreUnavailable):
-        await own(broker, upload.stored.file_id, f"request:{upload.request_id}")
 
 
 async def _check_again(delivery: Delivery) -> None:
