@@ -77,6 +77,25 @@ def test_a_key_s_own_limit_comes_before_the_setting(folder: Path, sandbox: Sandb
         assert statuses([mint(broker, unbound) for _ in range(8)]) == [200] * 8
 
 
+@pytest.mark.parametrize(("own", "expected"), [("4", [200, 429, 429]), ("0", [200, 200, 200])])
+def test_a_token_s_upload_counts_as_its_key_says(
+    folder: Path, sandbox: SandboxControl, own: str, expected: list[int]
+) -> None:
+    """And not as the setting does, which is for keys without a limit of their own."""
+    with limited(folder, sandbox, BROKER_RATE_LIMIT_REQUESTS_PER_KEY="2") as broker:
+        key = broker.create_key("--scope=token:mint", f"--requests={own}", "--window-seconds=3600")["key"]
+        tokens = [broker.mint(key=key, size=8, route="proxy") for _ in expected]
+        answers = [
+            httpx.post(
+                f"{broker.url}/proxy/upload",
+                files={"file": ("a.csv", b"a,b\n1,2\n")},
+                headers=broker.auth(token["access_token"]),
+            )
+            for token in tokens
+        ]
+        assert statuses(answers) == expected
+
+
 def test_limits_can_be_turned_off(folder: Path, sandbox: SandboxControl) -> None:
     settings = {"ENABLE_RATE_LIMIT": "false", "RATE_LIMIT_REQUESTS": "1"}
     with limited(folder, sandbox, **settings) as broker:

@@ -9,7 +9,7 @@ import math
 
 from broker.api.rate_headers import rate_headers
 from broker.api.services import Services
-from broker.auth.caller import Caller
+from broker.auth.caller import USERS_KEY_ID, Caller
 from broker.errors import RateLimited, Refusal, TooLarge
 from broker.observe import events
 from broker.state.limits import Verdict
@@ -20,6 +20,7 @@ async def enter(broker: Services, caller: Caller, *, size: int = 0) -> tuple[Cal
 
     Raises :class:`RateLimited`, or what an API key or token that is revoked raises.
     """
+    caller = await _with_limits_of_its_key(broker, caller)
     limits = [*broker.quotas.of_request(caller), *(broker.quotas.of_bytes(caller, size) if size else ())]
     verdict = await broker.limits.hit(limits)
     events.current().limit_headers = rate_headers(verdict, limits)
@@ -30,6 +31,14 @@ async def enter(broker: Services, caller: Caller, *, size: int = 0) -> tuple[Cal
     if renewed.key != caller.key:
         broker.authenticator.check(renewed)
     return renewed, verdict
+
+
+async def _with_limits_of_its_key(broker: Services, caller: Caller) -> Caller:
+    """A token says what it may do, but not how much: that is its key's."""
+    if caller.issued is None or caller.key_id == USERS_KEY_ID:
+        return caller
+    key = await broker.keys.by_id(caller.key_id, generation=broker.generation.current())
+    return caller if key is None else caller.renewed(key)
 
 
 async def epoch(broker: Services, verdict: Verdict) -> str:
