@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from alembic import context
 from sqlalchemy import Connection
@@ -13,6 +14,7 @@ from broker.state.schema import check_known
 
 # Any number will do, as long as nobody else takes the same lock in this database.
 LOCK = 0xC02E_B40C
+THREAD_SECONDS = 1.0
 
 
 def _run(connection: Connection) -> None:
@@ -28,10 +30,17 @@ def _run(connection: Connection) -> None:
 
 
 async def _connect_and_run() -> None:
+    before = set(threading.enumerate())
     engine = create_async_engine(context.config.attributes["url"])
-    async with engine.begin() as connection:
-        await connection.run_sync(_run)
-    await engine.dispose()
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_run)
+    finally:
+        await engine.dispose()
+        # aiosqlite's, for a file that can't be opened, ends in a trace where the event loop is over by then.
+        for thread in set(threading.enumerate()) - before:
+            if "_connection_worker_thread" in thread.name:
+                await asyncio.to_thread(thread.join, THREAD_SECONDS)
 
 
 asyncio.run(_connect_and_run())
