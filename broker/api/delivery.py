@@ -112,10 +112,9 @@ async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Up
         pace.wait_for("store")
         await _spend(broker, delivery.grant)
         upload: Upload = await _persistently(delivery)(_send, delivery, authorization, scan, before_end)
-    pace.wait_for("store")
+    pace.over()  # Coze has the file: whoever leaves or is revoked from here on changes nothing
     if broker.browser_app is not None:  # else nothing goes direct
         await own_soon(broker, upload.stored.file_id, f"request:{upload.request_id}")
-    pace.over()
     return upload
 
 
