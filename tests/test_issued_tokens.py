@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def test_a_token_may_be_good_for_several_uploads(broker: Broker) -> None:
 
 def test_by_default_it_is_good_for_one_and_says_so(broker: Broker) -> None:
     assert broker.mint(size=4, route="proxy")["uses"] == 1
+
+
+def test_a_use_is_remembered_for_as_long_as_another_upload_may_be_under_way(
+    folder: Path, sandbox: SandboxControl
+) -> None:
+    """One that began in time may take its time over its first bytes, and must find the token used then."""
+    with running_broker(folder, sandbox.environment) as broker:
+        answer = broker.mint(size=4, route="proxy")
+        assert upload(broker, answer["access_token"]).status_code == 200
+    jti = jwt.decode(answer["access_token"], options={"verify_signature": False})["jti"]
+    with closing(sqlite3.connect(folder / "data" / "broker.db")) as database:
+        kept = database.execute("SELECT expires_at FROM claims WHERE name = ?", [f"upload:{jti}"]).fetchone()
+    assert kept[0] >= answer["finish_by"]
 
 
 def test_more_uses_than_the_policy_has_are_refused_and_named(broker: Broker) -> None:

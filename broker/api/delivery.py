@@ -217,10 +217,13 @@ async def _check_again(delivery: Delivery) -> None:
 
 
 async def _spend(broker: Services, grant: Grant) -> None:
-    """Use the token up: of two who come with it, one gets in."""
+    """Use the token up: of two who come with it, one gets in.
+
+    It stays used until nobody can be under way with it: who began in time may get here long after ``exp``.
+    """
     if grant.token is None:
         return
-    seconds_left = max(0, grant.token.expires_at - int(time.time()))
+    seconds_left = max(0, grant.token.finish_by - int(time.time()))
     ttl_seconds = seconds_left + LEEWAY_SECONDS + CLAIM_MARGIN_SECONDS
     name, token = f"upload:{grant.token.jti}", grant.token
     if not await broker.claims.claim(name, ttl_seconds=ttl_seconds, uses=token.uses, epoch=token.epoch):
