@@ -76,6 +76,21 @@ async def test_the_token_s_deadline_is_over_even_for_who_moves_at_the_last_momen
         await late(Pace(PATIENT, finish_in_seconds=0.06), "store")
 
 
+async def test_the_token_s_deadline_is_not_outrun_by_who_moves_all_the_time() -> None:
+    """A side that moves at each step of the loop does so before the block hears of its end, too."""
+    pace = Pace(PATIENT, finish_in_seconds=0.05)
+    give_up = time.monotonic() + 5
+
+    async def move_all_the_time() -> None:
+        async with pace.kept():
+            while time.monotonic() < give_up:
+                pace.wait_for("upstream")
+                await asyncio.sleep(0)
+
+    with pytest.raises(FinishDeadline):
+        await move_all_the_time()
+
+
 async def test_what_was_sent_before_the_client_s_leave_was_heard_has_its_answer() -> None:
     pace = Pace(PATIENT)
     async with pace.kept():

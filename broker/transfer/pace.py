@@ -110,11 +110,13 @@ class Pace:
 
     def _take_back(self) -> None:
         """Whoever was late has moved before the block heard of it: nobody else is to blame for that. What was
-        stopped stays so, but not once all was sent.
+        stopped stays so, and so does what is beyond the token's own deadline, or a side that moves all the
+        time would outrun its end for ever; but not once all was sent.
         """
         if self._timeout is None or self._timeout.expired():
             return
-        if self._stopped_by is None or self._waiting_for == "answer":
+        stays_so = self._stopped_by is not None or self._loop.time() >= self._finish_at
+        if self._waiting_for == "answer" or not stays_so:
             self._is_ending, self._stopped_by = False, None
             self._timeout.reschedule(None)
             self._end_alarm()
