@@ -57,6 +57,31 @@ async def kept(pace: Pace) -> None:
         await asyncio.Event().wait()
 
 
+class Fixed(AlwaysAsk):
+    """Where nothing changes any more."""
+
+    def current(self) -> str | None:
+        return "the same"
+
+    async def newest(self) -> str | None:
+        return "the same"
+
+
+async def test_who_came_after_the_look_that_saw_the_change_is_looked_at(database: Database) -> None:
+    """Let in before a change, and here after it was seen; later looks see none."""
+    standing = Standing(ApiKeys(database, b"pepper"), Revocations(database, ttl_seconds=60))
+    watch = Watch(standing, Fixed())
+    pace = Pace(PATIENCE)
+    with watch.over(OF_NO_KEY, Pace(PATIENCE)):
+        await watch.look()
+    with watch.over(OF_NO_KEY, pace):
+        upload = asyncio.create_task(kept(pace))
+        await asyncio.sleep(0)  # until it is under way
+        await watch.look()
+        with pytest.raises(InvalidCredential):
+            await asyncio.wait_for(upload, 5)
+
+
 async def test_a_look_asks_once_for_each_key_however_many_uploads_it_has(database: Database) -> None:
     """Also where no generation is known; and the next look asks anew."""
     keys = ApiKeys(database, b"pepper")

@@ -1,7 +1,7 @@
 """Uploads under way whose caller is revoked are stopped, not only kept from being finished.
 
-One look for all of them, which asks for the revocations and for each key once, and only when keys or
-revocations changed since the last one.
+One look for all of them, which asks for the revocations and for each key once; and only for those who came
+since the last one, unless keys or revocations changed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ class Watch:
         self._generation = generation
         self._seen: object = None
         self._running: dict[Pace, Caller] = {}
+        self._new: set[Pace] = set()
+        """Not looked at yet: a change may have been seen between their being let in and their coming here."""
 
     @contextmanager
     def over(self, caller: Caller, pace: Pace) -> Iterator[None]:
         """Stop ``pace`` with what speaks against ``caller``, should that come up within the block."""
         self._running[pace] = caller
+        self._new.add(pace)
         try:
             yield
         finally:
             del self._running[pace]
+            self._new.discard(pace)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -55,15 +59,20 @@ class Watch:
         if not self._running:
             return
         generation = await self._generation.newest()
-        if generation is not None and generation == self._seen:
-            return
+        is_the_same = generation is not None and generation == self._seen
         # Where no generation is known no answer is believed twice, but within one look it may be.
         mark = object() if generation is None else generation
-        for pace, caller in list(self._running.items()):
-            try:
-                await self._standing.check_revoked(caller, mark)
-            except StoreUnavailable:
-                raise
-            except Refusal as refusal:
-                pace.stop(refusal)
+        for pace in list(self._new if is_the_same else self._running):
+            if pace in self._running:
+                await self._look_at(pace, mark)
         self._seen = generation
+
+    async def _look_at(self, pace: Pace, mark: object) -> None:
+        caller = self._running[pace]
+        try:
+            await self._standing.check_revoked(caller, mark)
+        except StoreUnavailable:
+            raise
+        except Refusal as refusal:
+            pace.stop(refusal)
+        self._new.discard(pace)
