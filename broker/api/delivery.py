@@ -95,7 +95,8 @@ class Delivery:
     is_sensitive: bool
     signed: BodyDigest | None = None
     """The request's body, where it is signed."""
-    entered: float = field(default_factory=time.monotonic)
+    entered: float = field(default_factory=lambda: events.current().started)
+    """When the request came, by the monotonic clock: its caller was looked at right after."""
 
 
 async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Upload:
