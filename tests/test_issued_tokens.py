@@ -229,6 +229,8 @@ def test_what_was_taken_back_is_in_the_audit(broker: Broker) -> None:
     assert [row["detail"]["revoked"] for row in rows] == ["key_subject", "key", "token"]
     assert {row["result"] for row in rows} == {"ok"}
     assert rows[0]["subject"] == "anna"
+    assert [row["detail"]["target"] for row in rows] == ["anna", created["id"], rows[2]["token"]]
+    assert jwt.decode(text, options={"verify_signature": False})["jti"] not in listed.stdout
 
 
 @pytest.mark.parametrize("text", ["x.y.z", "", "a" * 9000])

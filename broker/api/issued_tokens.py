@@ -21,6 +21,7 @@ from broker.auth.scopes import FILES_UPLOAD, KEYS_ADMIN, TOKEN_MINT
 from broker.auth.upload_tokens import AUDIENCE, UploadToken
 from broker.errors import InvalidRequest, Refusal, UnsupportedMediaType, WrongScope
 from broker.observe import events
+from broker.state.audit.row import token_hash
 from broker.state.generation import announce
 from broker.transfer.multipart import media_type
 
@@ -48,7 +49,8 @@ async def revoke(request: Request) -> Response:
     await broker.audit.ping()
     kind, *names = _wanted(broker, caller, form)
     if kind is not None:
-        witness = auditing.within(broker, revoked=kind, target=names[-1])
+        target = token_hash(names[-1]) if kind == "token" else names[-1]
+        witness = auditing.within(broker, revoked=kind, target=target)
         await broker.revocations.revoke(kind, *names, witness=witness)
         await announce(broker.generation)
     return Response(headers=NO_STORE)
