@@ -106,8 +106,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(  # it may hold Redis's password
         default=None,
-        description="Redis or Valkey, for several workers: `redis://host:6379/0`. Without it one-time use, "
-        "limits and slots are this one process's.",
+        description="Redis or Valkey, for several workers: `redis://host:6379/0`. Without it limits and "
+        "slots are this one process's.",
     )
     broker_workers: int = Field(
         default=1, ge=1, le=256, description="How many processes serve; more than one need `REDIS_URL`."
