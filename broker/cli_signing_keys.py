@@ -65,7 +65,9 @@ def signing_keys_remove(
     from broker.auth import rotation
 
     def without(given: settings.Settings, ring: Any) -> Any:
-        life_seconds = 0 if now else given.broker_token_max_ttl_seconds + rotation.SLACK_SECONDS
+        # A token for the receipt of a direct upload outlives the upload's own.
+        longest = given.broker_token_max_ttl_seconds + given.broker_upload_max_seconds
+        life_seconds = 0 if now else longest + rotation.SLACK_SECONDS
         return rotation.removed(ring, kid, int(time.time()), life_seconds=life_seconds)
 
     _change_ring(without, as_json=as_json)

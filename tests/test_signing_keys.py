@@ -390,7 +390,7 @@ def test_the_commands_change_the_ring(folder: Path) -> None:
     assert [(row["kid"], row["use"]) for row in rows] == [(second, "signs"), (first, "verifies")]
     code, out, err = command(folder, "remove", first)
     assert (code, out) == (2, "")
-    assert "Wait, or remove it with --now" in err
+    assert "tokens live for up to 4560. Wait, or remove it with --now" in err  # 900, 3600 for an upload, 60
     assert told("retire", first)[1]["use"] == "public"
     assert [row["kid"] for row in told("remove", first, "--now")] == [second]
     code, out, _ = command(folder, "list")
