@@ -35,6 +35,14 @@ def test_what_begins_the_same_waits_from_wherever_it_comes(failures: Failures) -
     failures.check("198.51.100.1", "cub_sk_wxyz and what not")
 
 
+@pytest.mark.parametrize("credential", ["eyJhbGciOiJFZERTQSJ9.e30.{}", "", "guess {}"])
+def test_what_is_no_key_waits_for_its_own_address_alone(failures: Failures, credential: str) -> None:
+    """All tokens begin alike, and a signed request has no credential: else one would hold up everybody."""
+    for number in range(3 * PREFIX_FACTOR):
+        failures.note_bad(f"192.0.2.{number}", credential.format(number))
+    failures.check("198.51.100.1", credential.format("and what not"))
+
+
 def test_what_was_good_before_is_looked_at(failures: Failures) -> None:
     failures.note_good("cub_sk_abcd-the-right-one")
     for number in range(40):

@@ -33,14 +33,15 @@ async def record(broker: Services) -> None:
 
 
 def within(broker: Services, **detail: Any) -> Witness:
-    """What writes the request's row into a transaction: it is there if what it tells of is."""
+    """What writes the request's row into a transaction: it is there if what it tells of is. Whoever commits
+    says so in the event's ``audited``: until then a refusal is still to be written.
+    """
 
     async def tell(connection: AsyncConnection) -> None:
         event = events.current()
         row = of_event(event, event.action)
         if row is not None:
             await broker.audit.append_within(connection, replace(row, detail=detail))
-            event.audited = True
 
     return tell
 

@@ -52,6 +52,7 @@ async def revoke(request: Request) -> Response:
         target = token_hash(names[-1]) if kind == "token" else names[-1]
         witness = auditing.within(broker, revoked=kind, target=target)
         await broker.revocations.revoke(kind, *names, witness=witness)
+        events.current().audited = True
         await announce(broker.generation)
     return Response(headers=NO_STORE)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from broker.auth.key_format import looks_like_key
 from broker.errors import TooManyFailures
 
 WINDOW_SECONDS = 60.0
@@ -25,7 +26,7 @@ class _Count:
 
 
 class Failures:
-    """Counts the failures of an address, and of what credentials begin with, in windows of a minute.
+    """Counts the failures of an address, and of what keys begin with, in windows of a minute.
 
     A credential that was good here before is looked at in any case: behind one address, or one mask, there
     may be others than who guesses. Of one process: several take as many guesses more, at keys of 238 random
@@ -65,9 +66,12 @@ class Failures:
         if len(self._good) > MAX_GOOD:
             self._good.popitem(last=False)
 
-    def _names(self, address: str, credential: str) -> Iterable[tuple[str, int]]:
-        prefix = hashlib.sha256(credential[:PREFIX_LENGTH].encode()).hexdigest()
-        return (address, self._max_failures), (prefix, PREFIX_FACTOR * self._max_failures)
+    def _names(self, address: str, credential: str) -> Iterator[tuple[str, int]]:
+        """All tokens begin alike, and who signs sends no credential: by that one would hold up everybody."""
+        yield address, self._max_failures
+        if looks_like_key(credential):
+            prefix = hashlib.sha256(credential[:PREFIX_LENGTH].encode()).hexdigest()
+            yield prefix, PREFIX_FACTOR * self._max_failures
 
     def _seconds_left(self, name: str, most: int, now: float) -> float:
         count = self._counts.get(name)
