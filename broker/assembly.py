@@ -11,6 +11,7 @@ import httpx
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker import opening
+from broker.api import file_owners
 from broker.api.services import Services
 from broker.api.watch import Watch
 from broker.auth.api_keys import ApiKey, ApiKeys, Witness
@@ -58,6 +59,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Services]:
         database = Database(settings.resolved_database_url)
         stack.push_async_callback(database.close)
         await database.make_ready()
+        stack.push_async_callback(file_owners.all_noted)
         redis = opening.redis(settings)
         if redis is not None:
             stack.push_async_callback(redis.close)

@@ -172,6 +172,7 @@ STRANGE = [
     "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ4In0.c2ln",
     "pat_" + "x" * 60,
     "a\nb\r\x00\x1b[31m\x7f",
+    "one\x7f",
     "\udc80half",
     "\u202eright to left",
     "x" * 100_000,

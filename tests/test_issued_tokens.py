@@ -261,6 +261,14 @@ def test_all_of_a_subject_s_tokens_are_taken_back_and_later_ones_are_good(broker
         assert time.monotonic() < give_up, "a second after it, at the latest"
 
 
+def test_a_subject_that_nobody_can_have_is_refused_and_nothing_is_taken_back(broker: Broker) -> None:
+    """Cut to its length it would be another one."""
+    created = broker.create_key(*MINTER)
+    text = token(broker, key=created["key"], subject="s" * 200)
+    assert form(broker, "revoke", created["key"], subject="s" * 256).status_code == 422
+    assert upload(broker, text).status_code == 200
+
+
 def test_an_administrator_takes_back_a_subject_s_tokens_of_every_key(broker: Broker) -> None:
     admin = broker.create_key("--scope=token:mint", "--scope=keys:admin")["key"]
     subject = uuid.uuid4().hex

@@ -37,6 +37,12 @@ async def own_soon(broker: Services, file_id: str, upload: str) -> None:
     await asyncio.wait([task], timeout=PATIENCE_SECONDS)
 
 
+async def all_noted() -> None:
+    """Wait for what is still being noted; the store has time limits of its own."""
+    if _under_way:
+        await asyncio.wait(_under_way)
+
+
 def _over(task: asyncio.Task[bool]) -> None:
     _under_way.discard(task)
     error = None if task.cancelled() else task.exception()

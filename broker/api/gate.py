@@ -26,10 +26,14 @@ async def enter(broker: Services, caller: Caller, *, size: int = 0) -> tuple[Cal
     events.current().limit_headers = rate_headers(verdict, limits)
     if not verdict.allowed:
         raise _refusal(verdict)
-    # By now the generation is as new as the answer about the limits.
-    renewed = await broker.standing.check(caller, broker.generation.current())
-    if renewed.key != caller.key:
-        broker.authenticator.check(renewed)
+    try:
+        # By now the generation is as new as the answer about the limits.
+        renewed = await broker.standing.check(caller, broker.generation.current())
+        if renewed.key != caller.key:
+            broker.authenticator.check(renewed)
+    except Refusal:
+        await settle(broker, caller, reserved=size, used=0, held_seconds=0.0)
+        raise
     return renewed, verdict
 
 

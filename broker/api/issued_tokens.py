@@ -61,7 +61,9 @@ def _wanted(broker: Services, caller: Caller, form: dict[str, str]) -> tuple[Any
     """Which kind of revocation, and of what; ``None`` for a token that is not the caller's business."""
     is_admin, event = KEYS_ADMIN in caller.scopes, events.current()
     if "subject" in form:
-        subject = event.subject = form["subject"][:MAX_SUBJECT_LENGTH]
+        subject = event.subject = form["subject"]
+        if len(subject) > MAX_SUBJECT_LENGTH:
+            raise InvalidRequest(f"subject: no subject has more than {MAX_SUBJECT_LENGTH} characters.")
         return ("subject", subject) if is_admin else ("key_subject", caller.key_id, subject)
     if "key_id" in form:
         if form["key_id"] != caller.key_id and not is_admin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from broker.auth.caller import Caller
+from broker.auth.caller import USERS_KEY_ID, Caller
 from broker.client_address import bucket_of
 from broker.settings import Settings
 from broker.state.leases import Hold
@@ -53,15 +53,16 @@ class Quotas:
     def of_uploads(self, caller: Caller) -> list[Hold]:
         """The places that one upload takes up as long as it runs."""
         own = caller.rights.limits.inflight_uploads
+        of_key = self.inflight_per_key if own is None else own
         return [
-            Hold(f"key:{caller.key_id}", self.inflight_per_key if own is None else own),
+            Hold(f"key:{caller.key_id}", 0 if caller.key_id == USERS_KEY_ID else of_key),
             Hold(f"subject:{caller.subject}", self.inflight_per_subject if has_subject(caller) else 0),
         ]
 
     def _requests(self, caller: Caller) -> Iterator[Limit]:
         own = caller.rights.limits
         of_key = self.requests_per_key if own.requests is None else own.requests
-        if of_key:
+        if of_key and caller.key_id != USERS_KEY_ID:
             yield Limit("key", caller.key_id, of_key, own.window_seconds or self.window_seconds)
         if has_subject(caller):
             yield Limit("subject", str(caller.subject), self.requests, self.window_seconds)

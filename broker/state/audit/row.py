@@ -187,7 +187,7 @@ def _harmless(detail: Mapping[str, Any]) -> str | None:
         text = _JSON.encode(detail)
     except (TypeError, ValueError):
         return None
-    return None if "\\" in text or CREDENTIAL.search(text) else text
+    return None if "\\" in text or not text.isprintable() or CREDENTIAL.search(text) else text
 
 
 def _cleaned(value: Any) -> Any:
