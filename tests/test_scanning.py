@@ -500,6 +500,7 @@ def test_a_scanner_that_dies_midway(scanning_broker: Broker, sandbox: SandboxCon
     with Connection(scanning_broker.url) as connection:
         connection.send(head(PROXY, [*headers.items(), ("Content-Length", "10000000")]) + part(LARGE))
         sandbox.wait_for(lambda: clamd.connections() == 1)
+        sandbox.wait_for(lambda: sandbox.events(kind="upload", outcome="open"))  # on its way by now
         clamd.kill()
         connection.send_what_goes(LARGE)
         answer = connection.answer()
