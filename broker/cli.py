@@ -179,7 +179,7 @@ def config(as_json: AsJson = False) -> None:
     """Every setting, its value with secrets masked, and where the value comes from."""
     given = or_stop(settings.read)
     rows = [
-        (name.upper(), _shown(getattr(given, name)), settings.source_of(name))
+        (name.upper(), _shown(name, getattr(given, name)), settings.source_of(name))
         for name in settings.Settings.model_fields
     ]
     if as_json:
@@ -215,7 +215,11 @@ def migrate(
     raise typer.Exit(0 if is_current else 1)
 
 
-def _shown(value: Any) -> Any:
+def _shown(name: str, value: Any) -> Any:
+    if name == "upstream_proxy":
+        return settings.masked(value)
+    if isinstance(value, dict):
+        value = tuple(f"{key}={' '.join(each)}" for key, each in value.items())
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, SecretStr):

@@ -158,6 +158,65 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         )
     },
     "no choice": ({"BROKER_LOG_LEVEL": "loud"}, "BROKER_LOG_LEVEL: Input should be"),
+    **{
+        f"hosts: {text}": ({"UPSTREAM_HOSTS": text}, f"UPSTREAM_HOSTS: {sentence}")
+        for text, sentence in (
+            ("api.coze.cn", "'api.coze.cn' is not written like"),
+            ("api.coze.cn:443=203.0.113.7", "'api.coze.cn:443=203.0.113.7' is not written like"),
+            ("bücher.example=203.0.113.7", "'bücher.example=203.0.113.7' is not written like"),
+            ("127.1=203.0.113.7", "'127.1=203.0.113.7' is not written like"),
+            ("*.coze.cn=203.0.113.7", "'*.coze.cn=203.0.113.7' is not written like"),
+            ("api.coze.cn=", "'api.coze.cn' has no address"),
+            ("api.coze.cn=1.2.3", "'1.2.3' is no IP address"),
+            ("api.coze.cn=1.2.3.4;1.2.3.5", "'1.2.3.4;1.2.3.5' is no IP address"),
+            ("api.coze.cn=0.0.0.0", "'0.0.0.0' is no address that can be connected to"),
+            ("api.coze.cn=ff02::1", "'ff02::1' is no address that can be connected to"),
+            ("api.coze.cn=fe80::1%eth0", "'fe80::1%eth0' is no address that can be connected to"),
+            ("a.example=1.2.3.4,A.example.=1.2.3.5", "'a.example' stands there twice"),
+        )
+    },
+    **{
+        f"private hosts: {text}": (
+            {"UPSTREAM_PRIVATE_HOSTS": text},
+            f"UPSTREAM_PRIVATE_HOSTS: {text!r} is no",
+        )
+        for text in ("*", "*.corp", "10.0.0.1", "::1", "https://a.example", "a.example:443", "a b", "-a")
+    },
+    **{
+        f"doh: {url}": ({"UPSTREAM_DOH_URL": url}, "UPSTREAM_DOH_URL: not an address like https://host")
+        for url in (
+            *("http://127.0.0.1/dns-query", "dns.example", "https://", "https://u:p@dns.example/dns-query"),
+            *("https://dns.example/dns-query{?dns}#a", "https://dns.example/?a=1", "tls://dns.example"),
+        )
+    },
+    **{
+        f"proxy: {url}": ({"UPSTREAM_PROXY": url}, "UPSTREAM_PROXY: not a proxy's address like")
+        for url in (
+            *("ftp://proxy.example", "socks4://proxy.example", "http://", "http://proxy.example:x"),
+            *(
+                "http://proxy.example:0",
+                "http://proxy.example/path",
+                "http://proxy.example?a=1",
+                "nonsense://",
+            ),
+            *(f"http://u:{CANARY}/@proxy.example", f"http://u:{CANARY}#@proxy.example", "http://a b"),
+            *(f"http://u:{CANARY}%0a@proxy.example", f"socks5://u:{CANARY * 30}@p", "http://u%3a:p@p"),
+        )
+    },
+    "proxy: of the environment": (
+        {"HTTPS_PROXY": f"https://u:{CANARY}@"},
+        "HTTPS_PROXY: not a proxy's address",
+    ),
+    "proxy: of the environment, for all": (
+        {"all_proxy": f"gopher://u:{CANARY}@a"},
+        "ALL_PROXY: not a proxy's address",
+    ),
+    "ca file: none": (
+        {"UPSTREAM_CA_FILE": "/nowhere.pem"},
+        "UPSTREAM_CA_FILE: the file can't be read (No such",
+    ),
+    "ca file: a folder": ({"UPSTREAM_CA_FILE": "/"}, "UPSTREAM_CA_FILE: "),
+    "ca file: no PEM": ({"UPSTREAM_CA_FILE": __file__}, "UPSTREAM_CA_FILE: not certificates in PEM form"),
     "database: no URL": ({"DATABASE_URL": "broker.db"}, "DATABASE_URL: not an address"),
     "database: another": ({"DATABASE_URL": "mysql://h/d"}, "DATABASE_URL: not an address"),
     "database: a URI of SQLite's": (
@@ -196,6 +255,7 @@ def test_what_is_unsafe_or_senseless_is_a_problem_with_a_name(
         settings.load()
     assert any(sentence in problem for problem in raised.value.problems), raised.value.problems
     assert all(problem.endswith(".") for problem in raised.value.problems)
+    assert not any(CANARY in problem for problem in raised.value.problems if "PROXY" in problem)
 
 
 def test_serving_is_refused_with_every_problem_at_once(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import ssl
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from cryptography.exceptions import UnsupportedAlgorithm
 from dotenv import dotenv_values
 
-from broker.settings import ed25519_keys
+from broker.settings import ed25519_keys, hosts
 from broker.settings.addresses import EVERYWHERE, is_loopback, is_origin, not_an_origin
 from broker.settings.fields import ASYNC_DRIVERS, PUBLISHABLE_PREFIX, Settings, is_given, read_private_key
 from broker.settings.oauth_app import MIN_RSA_BITS
@@ -59,7 +60,20 @@ def warnings(settings: Settings) -> list[str]:
         )
     if server and settings.coze_api_token:
         found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
+    found.extend(_way_warnings(settings))
     return found
+
+
+def _way_warnings(settings: Settings) -> Iterator[str]:
+    """Of what has no effect. Only settings without problems are warned of."""
+    through = settings.coze_proxy
+    if settings.upstream_doh_url and through is not None and through.resolves_names:
+        yield "UPSTREAM_DOH_URL is not used: the proxy looks up Coze's name itself."
+    urls = (settings.coze_api_base, settings.upstream_doh_url)
+    used = {hosts.canonical(urlsplit(url).hostname or "") for url in urls}
+    used |= {through.host} if through else set()
+    for name in sorted({*settings.upstream_hosts, *settings.upstream_private_hosts} - used):
+        yield f"{name} has an entry in UPSTREAM_HOSTS or UPSTREAM_PRIVATE_HOSTS, and nothing connects to it."
 
 
 def _unknown_names() -> list[str]:
@@ -72,6 +86,7 @@ def _unknown_names() -> list[str]:
 def _problems(settings: Settings) -> Iterator[str]:
     yield from _url_problems("COZE_API_BASE", settings.coze_api_base, required=True)
     yield from _credential_problems(settings)
+    yield from _way_problems(settings)
     yield from _serving_problems(settings)
     yield from _policy_problems(settings)
     yield from _ring_problems(settings)
@@ -92,6 +107,49 @@ def _credential_problems(settings: Settings) -> Iterator[str]:
         )
     if token and not _VISIBLE_ASCII.fullmatch(token.get_secret_value()):
         yield "COZE_API_TOKEN has a blank, a line end or another character that no token has."
+
+
+def _way_problems(settings: Settings) -> Iterator[str]:
+    """How Coze is reached."""
+    for name in settings.upstream_private_hosts:
+        if not hosts.is_host_name(name):
+            yield f"UPSTREAM_PRIVATE_HOSTS: {name[:60]!r} is no host's name like coze.example.com."
+    yield from _doh_problems(settings.upstream_doh_url)
+    yield from _proxy_problems(settings)
+    if settings.upstream_ca_file is not None:
+        yield from _ca_problems(settings.upstream_ca_file)
+
+
+def _doh_problems(url: str) -> Iterator[str]:
+    if any(_url_problems("", url, loopback_only=False)) or (url and urlsplit(url).scheme != "https"):
+        yield "UPSTREAM_DOH_URL: not an address like https://host[:port]/dns-query."
+
+
+def _proxy_problems(settings: Settings) -> Iterator[str]:
+    """Silent about what was given: it may hold a password."""
+    try:
+        _ = settings.coze_proxy
+    except ValueError:
+        named = settings.named_proxy
+        source = "UPSTREAM_PROXY" if named is None else named[0]
+        hint = "" if source == "UPSTREAM_PROXY" else " UPSTREAM_PROXY=none does without it."
+        yield (
+            f"{source}: not a proxy's address like http://host:port or socks5h://user:password@host:port, "
+            f"with %XX for what is special in a password.{hint}"
+        )
+
+
+def _ca_problems(path: Path) -> Iterator[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        yield "UPSTREAM_CA_FILE: not certificates in PEM form."
+    except (OSError, ValueError) as error:
+        yield f"UPSTREAM_CA_FILE: the file can't be read ({getattr(error, 'strerror', 'no file name')})."
+    else:
+        if not context.cert_store_stats()["x509"]:
+            yield "UPSTREAM_CA_FILE: no certificate is in it."
 
 
 def _serving_problems(settings: Settings) -> Iterator[str]:

@@ -14,7 +14,8 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from broker.settings.addresses import EVERYWHERE, http_url, origin_of
+from broker.settings import hosts, proxy
+from broker.settings.addresses import EVERYWHERE, http_url, is_loopback, origin_of
 from broker.settings.oauth_app import OAuthApp, parse_rsa
 
 COZE_MAX_UPLOAD_BYTES = 536_870_912
@@ -80,6 +81,36 @@ class Settings(BaseSettings):
     coze_browser_oauth_private_key_file_path: Path | None = Field(
         default=None,
         description="The browser's OAuth app: a file with its private key, instead of the key itself.",
+    )
+
+    # The way to Coze
+    upstream_hosts: Annotated[dict[str, tuple[str, ...]], NoDecode] = Field(
+        default={},
+        description="Fixed addresses of hosts, instead of what DNS says: "
+        "`api.coze.cn=203.0.113.7 203.0.113.8, other.example=2001:db8::1`.",
+    )
+    upstream_private_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts that DNS may place in a private network, separated by commas; of all others such "
+        "an address is refused. Not needed for `localhost`, for an address in `COZE_API_BASE`, nor for "
+        "hosts in `UPSTREAM_HOSTS`.",
+    )
+    upstream_doh_url: str = Field(
+        default="",
+        description="A DNS server that is asked over HTTPS (RFC 8484): `https://dns.example/dns-query`. "
+        "Without it the system's resolver is asked.",
+    )
+    upstream_proxy: str = Field(  # it may hold the proxy's password
+        default="environment",
+        repr=False,
+        description="The proxy that Coze is reached through, as `http://`, `https://`, `socks5://` or "
+        "`socks5h://host:port`, with `user:password@` where it asks for them; `none`; or `environment`: what "
+        "`HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say.",
+    )
+    upstream_ca_file: Path | None = Field(
+        default=None,
+        description="A file with certificates (PEM) that are trusted on the way to Coze besides the built-in "
+        "ones.",
     )
 
     # The server
@@ -344,8 +375,25 @@ class Settings(BaseSettings):
         default="info", description="The least level that is logged."
     )
 
+    @field_validator("upstream_hosts", mode="before")
+    @classmethod
+    def _addresses(cls, value: Any) -> Any:
+        try:
+            return hosts.parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise PydanticCustomError("hosts", "{sentence}", {"sentence": str(error)}) from None
+
+    @field_validator("upstream_private_hosts")
+    @classmethod
+    def _canonical(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(hosts.canonical, value))
+
     @field_validator(
-        "broker_allowed_origins", "broker_sensitive_types", "broker_sensitive_names", mode="before"
+        "broker_allowed_origins",
+        "broker_sensitive_types",
+        "broker_sensitive_names",
+        "upstream_private_hosts",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -396,6 +444,24 @@ class Settings(BaseSettings):
     def coze_host(self) -> str:
         """Coze's host, with its port where it is not the usual one: the ``aud`` of an assertion."""
         return urlsplit(self.coze_api_base).netloc
+
+    @property
+    def coze_proxy(self) -> proxy.Proxy | None:
+        """The proxy that Coze is reached through. Raises ``ValueError`` if that is not set well."""
+        named = self.named_proxy
+        return None if named is None else proxy.parse(named[1])
+
+    @property
+    def named_proxy(self) -> tuple[str, str] | None:
+        """Who names a proxy for Coze, and its URL. What is on this machine is reached without one: there,
+        and only there, plain http is allowed.
+        """
+        parts = urlsplit(self.coze_api_base)
+        if self.upstream_proxy == "none" or is_loopback(parts.hostname):
+            return None
+        if self.upstream_proxy == "environment":
+            return proxy.of_environment(parts.hostname or "", parts.port or 443)
+        return "UPSTREAM_PROXY", self.upstream_proxy
 
     @property
     def server_app(self) -> OAuthApp | None:

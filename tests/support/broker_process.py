@@ -127,6 +127,9 @@ def clean_environment() -> dict[str, str]:
         "PORT",
         "HTTP_PROXY",
         "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "UPSTREAM_",
         "ENABLE_RATE_",
         "RATE_LIMIT_",
     )
