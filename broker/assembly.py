@@ -45,9 +45,9 @@ from broker.transfer.admission import Admission
 from broker.transfer.policy import Policy
 from broker.transfer.sensitivity import Sensitivity
 from broker.transfer.sniffing import FileTypes
-from broker.upstream.client import make_client
 from broker.upstream.coze import CozeFiles
 from broker.upstream.oauth import AppCredential, Credential, FixedCredential, TokenExchange
+from broker.upstream.way import Way
 
 
 @asynccontextmanager
@@ -237,7 +237,7 @@ def _policy(settings: Settings) -> Policy:
 
 
 def _client(settings: Settings) -> httpx.AsyncClient:
-    return make_client(
+    return Way.of_settings(settings).client(
         settings.coze_api_base,
         connect_timeout_seconds=settings.broker_connect_timeout_seconds,
         read_timeout_seconds=settings.broker_read_timeout_seconds,

@@ -23,8 +23,8 @@ from broker.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from broker.observe import snapshot
 from broker.transfer.outgoing import Sent
+from broker.upstream.connector import Connector
 
 MAX_ANSWER_BYTES = 65_536
 USER_AGENT = f"coze-upload-broker/{__version__}"
@@ -36,18 +36,18 @@ _TOO_SLOW = (TimeoutError, aiohttp.ServerTimeoutError)
 
 
 def make_client(
-    base_url: str, *, connect_timeout_seconds: float, read_timeout_seconds: float
+    base_url: str, *, connector: Connector, read_timeout_seconds: float, proxy: httpx.Proxy | None = None
 ) -> httpx.AsyncClient:
-    """A client that sends nothing but what it is told to.
+    """A client that sends nothing but what it is told to, over HTTP/1.1 and the connector's connections.
 
-    No proxy or credential from the environment, no cookie kept, no redirect followed. How many
-    connections there may be is for its user to bound. Must be made inside the event loop.
+    Nothing from the environment, no cookie kept, no redirect followed. The connector is closed with it.
+    Must be made inside the event loop.
     """
     return httpx.AsyncClient(
-        transport=_transport(),
+        transport=_transport(connector, proxy),
         base_url=base_url,
         timeout=httpx.Timeout(
-            connect=connect_timeout_seconds, read=read_timeout_seconds, write=None, pool=None
+            connect=connector.connect_timeout_seconds, read=read_timeout_seconds, write=None, pool=None
         ),
         headers={"User-Agent": USER_AGENT, "Accept": "application/json", "Accept-Encoding": "identity"},
         follow_redirects=False,
@@ -55,18 +55,9 @@ def make_client(
     )
 
 
-def _transport() -> AiohttpTransport:
-    ssl_context = httpx.create_ssl_context(trust_env=False)
-    connector = aiohttp.TCPConnector(ssl=ssl_context, limit=0, keepalive_timeout=30)
-    snapshot.count("coze_connections_in_use", lambda: len(connector._acquired))
-    snapshot.count("coze_connections_idle", lambda: _idle(connector))
+def _transport(connector: Connector, proxy: httpx.Proxy | None) -> AiohttpTransport:
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
-    return AiohttpTransport(verify=ssl_context, client=session)
-
-
-def _idle(connector: aiohttp.TCPConnector) -> int:
-    """How many connections wait for use; one that Coze closed stays in aiohttp's pool for a while."""
-    return sum(each.is_connected() for pool in connector._conns.values() for each, _ in pool)
+    return AiohttpTransport(verify=connector.ssl_context, trust_env=False, client=session, proxy=proxy)
 
 
 def on_lost_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,0 +1,78 @@
+"""Through a SOCKS5 proxy (RFC 1928, RFC 1929). HTTP proxies are aiohttp's own trade."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+import aiohappyeyeballs
+import aiohttp
+from aiohttp.abc import ResolveResult
+from python_socks import ProxyType
+from python_socks.async_.asyncio import Proxy as SocksClient
+
+from broker.settings import Proxy
+from broker.upstream.connector import NEXT_ADDRESS_SECONDS, Connector, proxy_refused
+from broker.upstream.resolver import Resolver
+
+
+class SocksConnector(Connector):
+    """Connects through ``proxy``. It is told what the resolver found: an address, or the name itself."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        resolver: Resolver,
+        ssl_context: ssl.SSLContext,
+        *,
+        connect_timeout_seconds: float,
+    ) -> None:
+        super().__init__(resolver, ssl_context, connect_timeout_seconds=connect_timeout_seconds)
+        self._socks = SocksClient(
+            proxy_type=ProxyType.SOCKS5,
+            host=proxy.host,
+            port=proxy.port,
+            username=proxy.username,
+            password=proxy.password,
+            rdns=True,
+            forward=_WayToProxy(resolver),
+        )
+
+    async def _wrap_create_connection(
+        self, *args: Any, addr_infos: Any, req: aiohttp.ClientRequest, **options: Any
+    ) -> Any:
+        """A socket through the proxy, and on it what a direct one would get: TLS with the host itself."""
+        host, port, *_ = addr_infos[0][4]
+        tunnel = await self._tunnel(host, port, req)
+        return await self._wrap_existing_connection(*args, req=req, sock=tunnel, **options)
+
+    async def _tunnel(self, host: str, port: int, req: aiohttp.ClientRequest) -> socket.socket:
+        try:
+            return await self._socks.connect(host, port, timeout=self.connect_timeout_seconds)
+        except TimeoutError:
+            raise
+        except Exception as error:  # whatever strange bytes make of the library
+            said = getattr(error, "strerror", None) or str(error)[:200] or type(error).__name__
+            raise proxy_refused(req, said) from None
+
+
+class _WayToProxy(SocksClient):
+    """How the library reaches the proxy: by our own resolver, the next address beside the first."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._own_resolver = resolver
+
+    async def connect(self, dest_host: str, dest_port: int, *_: Any, **__: Any) -> socket.socket:
+        found = await self._own_resolver.resolve(dest_host, dest_port)
+        return await aiohappyeyeballs.start_connection(
+            [_address_info(each) for each in found],
+            happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
+            interleave=1,
+        )
+
+
+def _address_info(found: ResolveResult) -> Any:
+    host, port, is_ipv6 = found["host"], found["port"], found["family"] == socket.AF_INET6
+    address = (host, port, 0, 0) if is_ipv6 else (host, port)
+    return found["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address
