@@ -127,11 +127,13 @@ def _doh_problems(url: str) -> Iterator[str]:
 
 def _proxy_problems(settings: Settings) -> Iterator[str]:
     """Silent about what was given: it may hold a password."""
+    if any(_url_problems("", settings.coze_api_base)):
+        return  # there is nothing to be reached through it
+    named = settings.named_proxy
     try:
         _ = settings.coze_proxy
     except ValueError:
-        named = settings.named_proxy
-        source = "UPSTREAM_PROXY" if named is None else named[0]
+        source = named[0] if named else ""
         hint = "" if source == "UPSTREAM_PROXY" else " UPSTREAM_PROXY=none does without it."
         yield (
             f"{source}: not a proxy's address like http://host:port or socks5h://user:password@host:port, "
