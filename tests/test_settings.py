@@ -428,6 +428,41 @@ def test_one_app_for_browser_and_server_is_warned_of(folder: Path) -> None:
     assert "warning COZE_API_TOKEN is not used" in done.stderr
 
 
+UNUSED: dict[str, tuple[dict[str, str], str]] = {
+    "hosts": (
+        {"UPSTREAM_HOSTS": "api.coze.com=203.0.113.7"},
+        "api.coze.com has an entry in UPSTREAM_HOSTS or",
+    ),
+    "private hosts": ({"UPSTREAM_PRIVATE_HOSTS": "coze.corp"}, "coze.corp has an entry in UPSTREAM_HOSTS or"),
+    "doh": (
+        {"UPSTREAM_DOH_URL": "https://dns.example/q", "UPSTREAM_PROXY": "socks5h://proxy.example"},
+        "UPSTREAM_DOH_URL is not used: the proxy looks up Coze's name itself.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSED)
+def test_what_has_no_effect_on_the_way_to_coze_is_warned_of(folder: Path, case: str) -> None:
+    given, sentence = UNUSED[case]
+    done = config(folder, **given)
+    assert done.returncode == 0
+    assert sentence in done.stderr
+
+
+def test_what_is_used_on_the_way_to_coze_is_not_warned_of(folder: Path) -> None:
+    given = {
+        "UPSTREAM_HOSTS": "API.coze.cn.=203.0.113.7 2001:DB8::7,dns.example=203.0.113.8,proxy.example=::2",
+        "UPSTREAM_PRIVATE_HOSTS": "api.coze.cn",
+        "UPSTREAM_DOH_URL": "https://dns.example/q",
+        "UPSTREAM_PROXY": f"socks5://user:{CANARY}@proxy.example",
+    }
+    done = config(folder, "--json", **given)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = {name: each["value"] for name, each in json.loads(done.stdout).items()}
+    assert shown["UPSTREAM_HOSTS"].startswith("api.coze.cn=203.0.113.7 2001:db8::7, dns.example=203.0.113.8")
+    assert shown["UPSTREAM_PROXY"] == "socks5://(not shown)@proxy.example:1080"
+
+
 # --- broker config --------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for
 from broker.upstream.resolver import Resolver, SystemLookup
 from broker.upstream.way import Way
 from tests.support.authority import Authority, make_authority
+from tests.support.broker_process import running_broker
 from tests.support.network import Coze, DohServer, Network, answer, black_hole, doh_answer
 from tests.support.waiting import until
 
@@ -219,6 +220,34 @@ async def test_a_name_that_dns_can_not_have_is_an_error_like_others() -> None:
 async def test_an_address_and_localhost_are_the_operator_s_own_word(network: Network, host: str) -> None:
     port = network.serve(Coze())
     assert (await ask(Way(), f"http://{host}:{port}")).status == 200
+
+
+@pytest.mark.parametrize("named", ["", NAME])
+def test_a_broker_believes_dns_as_far_as_its_operator_says(
+    network: Network, authority: Authority, tmp_path: Path, named: str
+) -> None:
+    """Its caller hears nothing of addresses."""
+    stored = {"code": 0, "data": {"id": "7", "bytes": 3, "file_name": "a.csv", "created_at": 1}}
+    coze = Coze(answer(stored))
+    port = network.serve(coze, authority.context(NAME))
+    dns_port = network.serve(DohServer({NAME: ["127.0.0.1"]}), authority.context("127.0.0.1"))
+    given = {
+        "COZE_API_BASE": f"https://{NAME}:{port}",
+        "COZE_API_TOKEN": "sat_1",
+        "UPSTREAM_CA_FILE": str(authority.file),
+        "UPSTREAM_DOH_URL": f"https://127.0.0.1:{dns_port}/dns-query",
+        "UPSTREAM_PRIVATE_HOSTS": named,
+    }
+    with running_broker(tmp_path, given) as broker:
+        files = {"file": ("a.csv", b"a,b")}
+        response = httpx.post(f"{broker.url}/proxy/upload", files=files, headers=broker.auth())
+        if named:
+            assert response.status_code == 200, response.text
+            return
+        assert (response.status_code, response.json()["code"]) == (502, "upstream_unreachable")
+        assert "127.0.0.1" not in response.text
+        assert "127.0.0.1 (loopback)" in broker.record(response.headers["x-request-id"])["log"]
+    assert coze.connections == 0
 
 
 # --- DNS over HTTPS -------------------------------------------------------------------------------------
