@@ -45,8 +45,11 @@ from broker.transfer.admission import Admission
 from broker.transfer.policy import Policy
 from broker.transfer.sensitivity import Sensitivity
 from broker.transfer.sniffing import FileTypes
+from broker.upstream.breaker import Breaker
 from broker.upstream.coze import CozeFiles
+from broker.upstream.guard import Guard, log_change
 from broker.upstream.oauth import AppCredential, Credential, FixedCredential, TokenExchange
+from broker.upstream.pause import Pause
 from broker.upstream.way import Way
 
 
@@ -99,7 +102,8 @@ def _services(
     completions = CompletionTokens(ring, settings.public_url)
     tokens = UploadTokens(ring, settings.public_url)
     claims, holds = _claims(database, redis), DatabaseClaims(database)
-    exchange = TokenExchange(client, settings.coze_host)
+    guard = _guard(settings, redis)
+    exchange = TokenExchange(client, settings.coze_host, guard)
     return Services(
         settings=settings,
         policy=_policy(settings),
@@ -125,9 +129,10 @@ def _services(
         holds=holds,
         idempotency=IdempotencyRecords(database, ttl_seconds=settings.broker_idempotency_ttl_seconds),
         sealer=Sealer(derived(opening.pepper_of(settings), "idempotent answers")),
+        guard=guard,
         exchange=exchange,
         browser_app=settings.browser_app,
-        files=CozeFiles(client, _credential(settings, exchange)),
+        files=CozeFiles(client, _credential(settings, exchange), guard),
         scanner=_scanner(settings),
     )
 
@@ -242,6 +247,18 @@ def _client(settings: Settings) -> httpx.AsyncClient:
         connect_timeout_seconds=settings.broker_connect_timeout_seconds,
         read_timeout_seconds=settings.broker_read_timeout_seconds,
     )
+
+
+def _guard(settings: Settings, redis: Redis | None) -> Guard:
+    """Uploads and the token exchange go to one host, and so have one breaker."""
+    breaker = Breaker(
+        settings.coze_host,
+        failures=settings.broker_breaker_failures,
+        open_seconds=settings.broker_breaker_open_seconds,
+        on_change=log_change,
+    )
+    pause = Pause(redis, max_seconds=settings.broker_upstream_pause_seconds)
+    return Guard(breaker, pause, retry_seconds=settings.broker_upstream_retry_seconds)
 
 
 def _credential(settings: Settings, exchange: TokenExchange) -> Credential:

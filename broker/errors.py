@@ -62,6 +62,7 @@ Refusal                                         status  retry  Coze's code
 │   ├── ScannerUnavailable                         503    yes    5000
 │   ├── NoFreeSlot                                 503    yes    4013
 │   ├── UpstreamBusy                               503    yes    4013
+│   ├── UpstreamDown                               503    yes    5000
 │   └── ShuttingDown                               503    yes    5000
 ├── UpstreamTimeout                                504    yes    5000
 └── OutcomeUnknown                                 504           5000
@@ -73,14 +74,22 @@ never leaves the process. A class holds what is the same each time, an instance 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
+
+
+class Reply(NamedTuple):
+    """What Coze answered: HTTP's status, and its own code where the answer had one that can be read."""
+
+    status: int
+    code: int | None = None
 
 
 class Refusal(Exception):
     """A request that is not served, and why.
 
     ``detail`` replaces the class's own sentence; ``log`` is for the operator alone;
-    ``retry_after_seconds`` is sent as ``Retry-After``; ``logid`` is Coze's id for its own answer.
+    ``retry_after_seconds`` is sent as ``Retry-After``; ``logid`` is Coze's id for its own answer, and
+    ``reply`` what that was, where the refusal stands for one.
     """
 
     code: ClassVar[str] = "refused"
@@ -97,12 +106,14 @@ class Refusal(Exception):
         log: str | None = None,
         retry_after_seconds: int | None = None,
         logid: str | None = None,
+        reply: Reply | None = None,
     ) -> None:
         super().__init__(detail or self.sentence)
         self.detail = detail or self.sentence
         self.log = log
         self.retry_after_seconds = retry_after_seconds
         self.logid = logid
+        self.reply = reply
 
     @property
     def headers(self) -> dict[str, str]:
@@ -514,6 +525,8 @@ class UpstreamCredentialRefused(UpstreamFault):
     code = "upstream_credential_refused"
     title = "Coze refused the broker's credential"
     sentence = "Coze refused the broker's own credential. Tell the operator the request id."
+    is_replaced: bool = False
+    """Whether the broker has, or will get, another one that Coze may take."""
 
 
 class Unavailable(Refusal):
@@ -568,6 +581,17 @@ class UpstreamBusy(Unavailable):
     title = "Coze is busy"
     sentence = "Coze takes no more requests right now. Try again shortly."
     coze_code = 4013
+
+
+class UpstreamDown(Unavailable):
+    """Known beforehand: nobody waits for what just failed for all others."""
+
+    code = "upstream_down"
+    title = "Coze is down"
+    sentence = (
+        "Coze failed several times in a row, so it is left alone for a moment. Nothing was stored; send it "
+        "again as Retry-After says."
+    )
 
 
 class ShuttingDown(Unavailable):

@@ -46,8 +46,11 @@ from broker.errors import (
 from broker.settings import OAuthApp, Settings
 from broker.transfer.outgoing import Sent
 from broker.upstream.answers import judge, retry_after_seconds
+from broker.upstream.breaker import Breaker
 from broker.upstream.client import CLIENT_ERRORS, on_lost_error, refusal_for
+from broker.upstream.guard import Guard
 from broker.upstream.oauth import AccessToken, TokenExchange
+from broker.upstream.pause import Pause
 from tests.support.broker_process import PAGE_ORIGIN
 
 # --- the tree -----------------------------------------------------------------------------------
@@ -245,7 +248,10 @@ async def exchanged(status: int, content: bytes) -> AccessToken:
     app = OAuthApp("client", "kid", generate_private_key(65537, 2048))
     transport = httpx.MockTransport(lambda _: httpx.Response(status, stream=httpx.ByteStream(content)))
     async with httpx.AsyncClient(transport=transport, base_url="https://coze.test") as client:
-        return await TokenExchange(client, "coze.test").exchange(app, duration_seconds=60)
+        guard = Guard(
+            Breaker("coze.test", failures=0, open_seconds=1), Pause(None, max_seconds=0), retry_seconds=0
+        )
+        return await TokenExchange(client, "coze.test", guard).exchange(app, duration_seconds=60)
 
 
 # --- what nobody expected -----------------------------------------------------------------------

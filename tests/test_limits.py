@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from broker.errors import StoreUnavailable
 from broker.state.gcra import charge, judge, turn
-from broker.state.limits import Limit, Limits, LocalWhenDown, MemoryLimits, RedisLimits, Verdict
+from broker.state.limits import Limit, Limits, LocalWhenDown, MemoryLimits, RedisLimits, Turn, Verdict
 from broker.state.redis import Redis
 from tests.support.clock import Clock
 from tests.support.log_lines import LogLines
 from tests.support.redis import RedisServer, until_back
+from tests.support.waiting import until
 
 HOUR = 3600.0
 
@@ -196,9 +197,9 @@ async def test_turns_are_a_window_apart_however_many_come_at_once(limits: Limits
     """Never more than the quota in any window, unlike a bucket: Coze counts its own."""
     upstream = Limit("upstream", "coze", 10, 1.0)
     began = time.monotonic()
-    waits = await asyncio.gather(*(limits.reserve(upstream, max_wait_seconds=60) for _ in range(100)))
+    turns = await asyncio.gather(*(limits.reserve(upstream, max_wait_seconds=60) for _ in range(100)))
     took = time.monotonic() - began
-    at = sorted(wait for wait in waits if wait is not None)
+    at = sorted(turn.wait_seconds for turn in turns if turn is not None)
     assert len(at) == 100
     assert at[:10] == pytest.approx([0] * 10, abs=0.01)
     assert all(later - earlier > 1 - took - 0.01 for earlier, later in zip(at, at[10:], strict=False))
@@ -208,16 +209,94 @@ async def test_turns_are_a_window_apart_however_many_come_at_once(limits: Limits
 async def test_a_turn_that_is_too_far_off_is_not_taken(limits: Limits) -> None:
     upstream = Limit("upstream", "coze", 2, 60.0)
     for _ in range(2):
-        assert await limits.reserve(upstream, max_wait_seconds=0) == pytest.approx(0, abs=0.01)
+        assert await wait_for_turn(limits, upstream, 0) == pytest.approx(0, abs=0.01)
     for _ in range(10):
         assert await limits.reserve(upstream, max_wait_seconds=30) is None
     for seconds in (60, 60, 120):
-        wait = await limits.reserve(upstream, max_wait_seconds=130)
-        assert wait == pytest.approx(seconds, abs=5)
+        assert await wait_for_turn(limits, upstream, 130) == pytest.approx(seconds, abs=5)
     assert await limits.reserve(Limit("upstream", "other", 2, 60.0), max_wait_seconds=0) is not None
 
 
+async def wait_for_turn(limits: Limits, limit: Limit, max_wait_seconds: float) -> float:
+    """How long the wait is for a turn that is taken."""
+    turn = await limits.reserve(limit, max_wait_seconds=max_wait_seconds)
+    assert turn is not None
+    return turn.wait_seconds
+
+
+async def test_a_turn_that_was_given_back_is_the_next_caller_s(limits: Limits) -> None:
+    upstream = Limit("upstream", "coze", 1, 30.0)
+    turns = [await limits.reserve(upstream, max_wait_seconds=600) for _ in range(4)]
+    second, third = turns[1], turns[2]
+    assert second
+    assert third
+    await third.give_back()
+    await second.give_back()
+    await second.give_back()  # which changes nothing
+    assert await limits.reserve(upstream, max_wait_seconds=10) is None
+    for seconds in (30, 60, 120):
+        assert await wait_for_turn(limits, upstream, 600) == pytest.approx(seconds, abs=5)
+
+
+async def test_a_turn_whose_moment_is_over_is_nobody_s(limits: Limits) -> None:
+    """Used later, it would let too many through before the next one."""
+    upstream = Limit("upstream", "coze", 1, 0.2)
+    turns = [await limits.reserve(upstream, max_wait_seconds=60) for _ in range(3)]
+    await asyncio.sleep(0.25)
+    assert turns[1]
+    await turns[1].give_back()
+    assert await wait_for_turn(limits, upstream, 60) > 0.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_never_do_more_pass_than_may_whatever_is_given_back(clock: Clock, seed: int) -> None:
+    """A thousand callers of any patience, every third of which leaves while it waits."""
+    chance, limits, upstream = random.Random(seed), MemoryLimits(clock), Limit("upstream", "coze", 4, 1.0)
+    waiting: list[tuple[float, Turn]] = []
+    passed: list[float] = []
+    for _ in range(1000):
+        clock.now += chance.random() * 0.3
+        passed += [at for at, _ in waiting if at <= clock.now]
+        waiting = [(at, turn) for at, turn in waiting if at > clock.now]
+        turn = await limits.reserve(upstream, max_wait_seconds=chance.random() * 5)
+        if turn is not None:
+            waiting.append((clock.now + turn.wait_seconds, turn))
+        if waiting and chance.random() < 0.33:
+            _, leaver = waiting.pop(chance.randrange(len(waiting)))
+            await leaver.give_back()
+    passed.sort()
+    assert len(passed) > 500, "what is given back is used"
+    assert all(later - earlier > 1 - 1e-6 for earlier, later in zip(passed, passed[4:], strict=False))
+
+
 # --- Redis -----------------------------------------------------------------------------------------------
+
+
+async def test_a_turn_goes_back_to_where_it_came_from(redis_server: RedisServer, redis: Redis) -> None:
+    """Taken here while Redis is down, it is none of those that all share; and the other way round."""
+    limits, upstream = LocalWhenDown(RedisLimits(redis), MemoryLimits()), Limit("upstream", "coze", 1, 60.0)
+    shared = [await limits.reserve(upstream, max_wait_seconds=600) for _ in range(2)]
+    redis_server.pause()
+    local = [await limits.reserve(upstream, max_wait_seconds=600) for _ in range(3)]
+    redis_server.resume()
+    await until_back(redis)
+    assert local[1]
+    last = await wait_for_turn(limits, upstream, 600)
+    await local[1].give_back()
+    assert await wait_for_turn(limits, upstream, 600) == pytest.approx(last + 60, abs=5)
+    assert shared[1]
+    await shared[1].give_back()
+    assert await wait_for_turn(limits, upstream, 600) == pytest.approx(60, abs=5)
+
+
+async def test_a_moment_that_was_given_back_is_forgotten_with_the_turns(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    limits, upstream = RedisLimits(redis), Limit("upstream", "coze", 1, 0.3)
+    turns = [await limits.reserve(upstream, max_wait_seconds=5) for _ in range(3)]
+    assert turns[2]
+    await turns[2].give_back()
+    await until(lambda: redis_server.command("KEYS", "*") == ["{cub}:store"])
 
 
 async def test_redis_decides_as_memory_does(redis: Redis) -> None:
@@ -316,7 +395,7 @@ async def test_while_redis_is_down_limits_are_local_and_then_shared_again(
     verdicts = [await hit(limits, of_key(3)) for _ in range(5)]
     assert [verdict.allowed for verdict in verdicts] == [True, True, True, False, False]
     assert [verdict.shared for verdict in verdicts] == [None] * 5
-    assert await limits.reserve(of_key(1), max_wait_seconds=0) == 0
+    assert await wait_for_turn(limits, of_key(1), 0) == 0
     assert await limits.reserve(of_key(1), max_wait_seconds=0) is None
     await limits.give_back(of_key(3), 1)
     assert (await hit(limits, of_key(3))).allowed

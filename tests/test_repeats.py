@@ -104,7 +104,7 @@ async def test_between_two_attempts_nothing_is_under_way() -> None:
     events.begin(event)
     pace = Pace(FOREVER)
     file = SimpleNamespace(start_over=lambda: True)
-    broker = SimpleNamespace(settings=SimpleNamespace(broker_connect_timeout_seconds=15))
+    broker = SimpleNamespace(settings=SimpleNamespace(broker_upstream_retry_seconds=15))
     seen: list[tuple[str | None, str]] = []
 
     async def attempt() -> None:

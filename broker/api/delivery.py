@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
-from tenacity.wait import wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState
 
 from broker.api.file_owners import own_soon
 from broker.api.sensitive import scan_of
@@ -25,24 +25,29 @@ from broker.errors import (
     StoreUnavailable,
     TokenUsed,
     UpstreamAborted,
+    UpstreamCredentialRefused,
     UpstreamFailed,
     UpstreamLimit,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from broker.observe import events
+from broker.state.limits import Turn
+from broker.state.uninterrupted import uninterrupted
 from broker.transfer import filenames
 from broker.transfer.incoming import IncomingFile
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import BeforeEnd, OutgoingBody
 from broker.transfer.pace import Pace
 from broker.transfer.scanned import Scan
+from broker.upstream import guard
 from broker.upstream.coze import StoredFile
 
 CLAIM_MARGIN_SECONDS = 60
 CHECK_AGAIN_SECONDS = 1.0
 """How old the look at a caller's standing may be when its file is finished."""
-MAX_ATTEMPTS = 3
+SPREAD_SECONDS = 1.0
+"""Over how long those go on who waited for the end of the same pause, and have no turns to take."""
 PASSING = (UpstreamUnreachable, UpstreamTimeout, UpstreamAborted, UpstreamFailed)
 """After these Coze has no file, and may take it the next time."""
 
@@ -105,14 +110,11 @@ async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Up
     The token is spent last of all before Coze hears of the file, so that nothing else can waste it.
     """
     broker, pace = delivery.broker, delivery.pace
+    broker.guard.check()
     pace.wait_for("slot")
     async with broker.admission.slot(delivery.grant.key_id), _scan(delivery) as scan:
         await _take_turn(delivery)
-        pace.wait_for("credential")
-        authorization = await broker.files.authorization()
-        pace.wait_for("store")
-        await _spend(broker, delivery.grant)
-        upload: Upload = await _persistently(delivery)(_send, delivery, authorization, scan, before_end)
+        upload: Upload = await _persistently(delivery)(_send, delivery, scan, before_end)
     pace.over()  # Coze has the file: whoever leaves or is revoked from here on changes nothing
     if broker.browser_app is not None:  # else nothing goes direct
         await own_soon(broker, upload.stored.file_id, f"request:{upload.request_id}")
@@ -135,50 +137,84 @@ async def _scan(delivery: Delivery) -> AsyncIterator[Scan | None]:
 
 
 async def _take_turn(delivery: Delivery) -> None:
-    """Coze takes so many uploads a second of the whole account, whichever worker they come from."""
+    """Coze takes so many uploads a second of the whole account, whichever worker they come from, and none
+    while there is a pause. Raises :class:`UpstreamLimit` for whoever would wait too long.
+    """
+    delivery.pace.wait_for("turn")
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + delivery.broker.settings.broker_upstream_wait_seconds
+    await _wait_for_pause(delivery, give_up_at)
     limit = delivery.broker.upstream_limit
     if limit is None:
         return
-    delivery.pace.wait_for("turn")
-    most = delivery.broker.settings.broker_upstream_wait_seconds
-    seconds = await delivery.broker.limits.reserve(limit, max_wait_seconds=most)
-    if seconds is None:
+    most = max(0.0, give_up_at - loop.time())
+    turn = await delivery.broker.limits.reserve(limit, max_wait_seconds=most)
+    if turn is None:
         raise UpstreamLimit(retry_after_seconds=max(1, math.ceil(most)))
-    if seconds:
+    if turn.wait_seconds:
+        await _wait_for_turn(turn)
+        await _wait_for_pause(delivery, give_up_at)
+
+
+async def _wait_for_pause(delivery: Delivery, give_up_at: float) -> None:
+    """Until there is none: whoever ends one may begin the next."""
+    broker, loop = delivery.broker, asyncio.get_running_loop()
+    while seconds := await broker.guard.pause.seconds_left():
+        if loop.time() + seconds > give_up_at:
+            raise UpstreamLimit(log="Coze asked for a pause", retry_after_seconds=math.ceil(seconds))
+        if broker.upstream_limit is None:
+            latest = min(seconds + SPREAD_SECONDS, give_up_at - loop.time())
+            seconds = random.uniform(seconds, max(seconds, latest))  # noqa: S311 - nobody gains by guessing
         await asyncio.sleep(seconds)
 
 
+async def _wait_for_turn(turn: Turn) -> None:
+    """Whoever leaves meanwhile leaves the turn to the next one."""
+    try:
+        await asyncio.sleep(turn.wait_seconds)
+    except asyncio.CancelledError:
+        with suppress(StoreUnavailable):
+            await uninterrupted(turn.give_back)()
+        raise
+
+
 def _persistently(delivery: Delivery) -> AsyncRetrying:
-    """Again after a passing fault, as long as every byte of the file is still here."""
+    """Again after a passing fault, and once with another access token, as long as all of the file is here."""
+    had_another = False
 
     def may_go_again(error: BaseException) -> bool:
-        return isinstance(error, PASSING) and delivery.file.start_over()
+        nonlocal had_another
+        if isinstance(error, UpstreamCredentialRefused) and error.is_replaced and not had_another:
+            had_another = True
+        elif not isinstance(error, PASSING):
+            return False
+        return delivery.file.start_over()
 
     def before_next(_: RetryCallState) -> None:
         """Until then nothing is under way: whoever stops the request now leaves no doubt behind."""
         events.current().sent = None
         delivery.pace.wait_for("connection")
 
-    return AsyncRetrying(
-        retry=retry_if_exception(may_go_again),
-        stop=stop_after_attempt(MAX_ATTEMPTS)
-        | stop_after_delay(delivery.broker.settings.broker_connect_timeout_seconds),
-        wait=wait_random_exponential(multiplier=0.2, max=2),
-        before_sleep=before_next,
-        reraise=True,
-    )
+    budget_seconds = delivery.broker.settings.broker_upstream_retry_seconds
+    return guard.repeating(budget_seconds, may_go_again, before_next)
 
 
-async def _send(
-    delivery: Delivery, authorization: str, scan: Scan | None, before_end: BeforeEnd | None
-) -> Upload:
+async def _send(delivery: Delivery, scan: Scan | None, before_end: BeforeEnd | None) -> Upload:
     """One attempt."""
-    file_name, event = delivery.file.file_name, events.current()
-    event.attempts = (event.attempts or 0) + 1
-    envelope = Envelope.around(file_name, filenames.content_type_of(file_name))
-    body = _body(delivery, envelope, scan, before_end)
-    delivery.pace.wait_for("connection")
-    stored = await delivery.broker.files.upload(body, envelope, authorization)
+    broker, pace, event = delivery.broker, delivery.pace, events.current()
+    if event.attempts:
+        await _take_turn(delivery)
+    pace.wait_for("credential")
+    authorization = await broker.files.authorization()
+    async with broker.guard.attempt(lambda: pace.ended_by):
+        pace.wait_for("store")
+        await _spend(broker, delivery.grant)
+        event.attempts = (event.attempts or 0) + 1
+        file_name = delivery.file.file_name
+        envelope = Envelope.around(file_name, filenames.content_type_of(file_name))
+        body = _body(delivery, envelope, scan, before_end)
+        pace.wait_for("connection")
+        stored = await broker.files.upload(body, envelope, authorization)
     event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
     return Upload(stored, file_name, body.sha256, event.request_id, int(time.time()))
 
@@ -218,11 +254,11 @@ async def _check_again(delivery: Delivery) -> None:
 
 
 async def _spend(broker: Services, grant: Grant) -> None:
-    """Use the token up: of two who come with it, one gets in.
+    """Use the token up: of two who come with it, one gets in. Once for all attempts.
 
     It stays used until nobody can be under way with it: who began in time may get here long after ``exp``.
     """
-    if grant.token is None:
+    if grant.token is None or events.current().token_spent:
         return
     seconds_left = max(0, grant.token.finish_by - int(time.time()))
     ttl_seconds = seconds_left + LEEWAY_SECONDS + CLAIM_MARGIN_SECONDS

@@ -22,6 +22,8 @@ PROXY_PATH = "/proxy/upload"
 COMPLETE_PATH = "/uploads/{id}/complete"
 DIRECT_TOKEN_SECONDS = 10.0
 """How long a page waits for a direct token before its file goes through the broker instead."""
+DIRECT_RETRY_SECONDS = 2.0
+"""How long of it may go into asking Coze again."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,11 @@ class Minting:
     epoch: str
 
     async def answer(self) -> dict[str, Any]:
-        """The token and all that goes with it. Raises a refusal for what is not granted."""
+        """The token and all that goes with it. Raises a refusal for what is not granted.
+
+        While Coze is down that is 503 with ``Retry-After``, for either route: whoever holds a token sends its
+        file, and would learn only then, with the file half sent, that it can't get there.
+        """
         policy = self.broker.policy
         check_rights(self.caller, self.asked)
         self._check_uses()
@@ -46,10 +52,12 @@ class Minting:
             wish=self.asked.route,
             bound_to_types=bool(self.caller.rights.content_types),
         )
+        self.broker.guard.check()
         if route == "direct":
             direct = await self._try_direct(ttl_seconds)
             if direct is not None:
                 return {"route": route, "reason": reason, **direct}
+            self.broker.guard.check()  # that may have been the failure that opened it
             reason = "direct_unavailable"
         return {"route": "proxy", "reason": reason, **self._proxy(ttl_seconds, is_sensitive=is_sensitive)}
 
@@ -87,7 +95,9 @@ class Minting:
     async def _direct(self, ttl_seconds: int) -> dict[str, Any]:
         broker = self.broker
         assert broker.browser_app is not None  # noqa: S101 - the policy sends nothing direct without one
-        token = await broker.exchange.exchange(broker.browser_app, duration_seconds=ttl_seconds)
+        token = await broker.exchange.exchange(
+            broker.browser_app, duration_seconds=ttl_seconds, retry_seconds=DIRECT_RETRY_SECONDS
+        )
         expires_in = token.expires_at - int(time.time())
         upload_url = broker.settings.coze_api_base + UPLOAD_PATH
         granted = _answer(upload_url, token.value, token.expires_at, expires_in, self.asked.size)

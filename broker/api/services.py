@@ -31,6 +31,7 @@ from broker.state.revocations import Revocations
 from broker.transfer.admission import Admission
 from broker.transfer.policy import Policy
 from broker.upstream.coze import CozeFiles
+from broker.upstream.guard import Guard
 from broker.upstream.oauth import TokenExchange
 
 
@@ -68,6 +69,7 @@ class Services:
     idempotency: IdempotencyRecords
     sealer: Sealer
     # Coze, and the scanner
+    guard: Guard
     exchange: TokenExchange
     browser_app: OAuthApp | None
     files: CozeFiles

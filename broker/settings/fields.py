@@ -286,6 +286,13 @@ class Settings(BaseSettings):
         default=10.0, ge=0, description="How long an upload may wait for that before it is refused with 429."
     )
 
+    broker_upstream_pause_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="When Coze says that the account sends too much (429, code 4013), all workers leave it "
+        "alone for as long as it asks, and no longer than this. `0`: they go on.",
+    )
+
     # Secrets of our own
     broker_signing_keys: SecretStr | None = Field(
         default=None,
@@ -310,6 +317,21 @@ class Settings(BaseSettings):
         default=60.0,
         gt=0,
         description="How long Coze may take to read on, or to answer once it has the whole file.",
+    )
+    broker_upstream_retry_seconds: float = Field(
+        default=15.0,
+        ge=0,
+        description="How long a call to Coze that failed may be repeated, all pauses included; only where "
+        "repeating is safe. `0`: never.",
+    )
+    broker_breaker_failures: int = Field(
+        default=5,
+        ge=0,
+        description="After how many failed calls in a row Coze counts as down: each worker then refuses with "
+        "503 `upstream_down` at once. `0`: never.",
+    )
+    broker_breaker_open_seconds: float = Field(
+        default=10.0, gt=0, description="How long it refuses before it tries a few calls again."
     )
     broker_head_timeout_seconds: float = Field(
         default=15.0, gt=0, description="How long a caller may take for its request's address and headers."

@@ -6,7 +6,9 @@ second has already taken from the first; neither gives back what was not used, o
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +19,7 @@ from broker.observe import logs
 from broker.state.gcra import SLACK, Limit, Verdict, charge, judge, turn
 from broker.state.redis import PREFIX, Redis, Script, Shared
 
-__all__ = ["Limit", "Limits", "LocalWhenDown", "MemoryLimits", "RedisLimits", "Shared", "Verdict"]
+__all__ = ["Limit", "Limits", "LocalWhenDown", "MemoryLimits", "RedisLimits", "Shared", "Turn", "Verdict"]
 
 MAX_BUCKETS = 20_000
 """How many buckets one process remembers; those that were not touched for longest go first."""
@@ -39,11 +41,29 @@ class Limits(Protocol):
         What came back by itself in the ``held_seconds`` since is not given a second time.
         """
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> float | None:
+    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
         """Take the next turn of a queue that lets at most ``quota`` pass in any window.
 
-        Seconds to wait for it; None, and no turn is taken, if that is longer than ``max_wait_seconds``.
+        None, and no turn is taken, if it is more than ``max_wait_seconds`` away.
         """
+
+
+class Turn:
+    """A turn that was taken: in how many seconds it is there, and a way back."""
+
+    def __init__(self, wait_seconds: float, give_back: Callable[[], Awaitable[None]]) -> None:
+        self.wait_seconds = wait_seconds
+        self._give_back = give_back
+        self._is_taken = True
+
+    async def give_back(self) -> None:
+        """Leave its moment, if that is still to come, to whoever asks next; a second time does nothing.
+
+        Raises :class:`StoreUnavailable`.
+        """
+        if self._is_taken:
+            self._is_taken = False
+            await self._give_back()
 
 
 # --- in memory ---------------------------------------------------------------------------------------------
@@ -58,6 +78,9 @@ class MemoryLimits:
         self._full_at: OrderedDict[tuple[str, str], float] = OrderedDict()
         """Of those that are not full; the one that was touched last is last."""
         self._turns: dict[tuple[str, str], deque[float]] = {}
+        self._freed: dict[tuple[str, str], list[float]] = {}
+        """Moments that were given back, the earliest first. Among the turns they stay: as nobody can pass
+        before they were, nobody passes too early after them."""
         self._sweep_at = now() + SWEEP_EVERY_SECONDS
 
     def __len__(self) -> int:
@@ -88,16 +111,24 @@ class MemoryLimits:
         if name in self._full_at:
             self._full_at[name] -= max(0.0, amount * limit.unit_seconds - held_seconds)
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> float | None:
+    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
         """Take a turn."""
         now = self._now()
         name = (limit.name, limit.bucket)
+        freed = self._freed[name] = [at for at in self._freed.get(name, ()) if at >= now]
         turns = self._turns.get(name, ())
-        at = turn(turns, limit, now)
+        at = freed[0] if freed else turn(turns, limit, now)
         if at - now > max_wait_seconds:
             return None
-        self._turns[name] = deque([*turns, at], maxlen=limit.quota)
-        return at - now
+        if freed:
+            del freed[0]
+        else:
+            self._turns[name] = deque([*turns, at], maxlen=limit.quota)
+
+        async def give_back() -> None:
+            bisect.insort(self._freed[name], at)
+
+        return Turn(at - now, give_back)
 
     def _keep(self, name: tuple[str, str], full_at: float) -> None:
         self._full_at[name] = full_at
@@ -165,16 +196,36 @@ _RESERVE = Script(
 local quota, window, max_wait = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local at = math.max(now, tonumber(redis.call('LINDEX', KEYS[2], -1) or now))
 if at - now > max_wait + window + 60 then  -- nobody was told to wait so long: the clock jumped back
-    redis.call('DEL', KEYS[2])
+    redis.call('DEL', KEYS[2], KEYS[3])
     at = now
+end
+-- A moment that was given back stays among the turns: nobody passes too early after it.
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. string.format('%.17g', now))
+local freed = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+if freed[1] then
+    local wait = tonumber(freed[2]) - now
+    if wait > max_wait then return {epoch, generation, '', ''} end
+    redis.call('ZREM', KEYS[3], freed[1])
+    return {epoch, generation, string.format('%.17g', wait), freed[2]}
 end
 local before = redis.call('LINDEX', KEYS[2], -quota)
 if before then at = math.max(at, tonumber(before) + window) end
-if at - now > max_wait then return {epoch, generation, ''} end
+if at - now > max_wait then return {epoch, generation, '', ''} end
 redis.call('RPUSH', KEYS[2], string.format('%.17g', at))
 redis.call('LTRIM', KEYS[2], -quota, -1)
 redis.call('PEXPIRE', KEYS[2], math.ceil((at - now + window) * 1000))
-return {epoch, generation, string.format('%.17g', at - now)}
+return {epoch, generation, string.format('%.17g', at - now), string.format('%.17g', at)}
+"""
+)
+# Kept as long as the turns themselves; without them nobody waits.
+_FREE = Script(
+    """
+local ttl = redis.call('PTTL', KEYS[2])
+if ttl > 0 then
+    redis.call('ZADD', KEYS[3], ARGV[1], ARGV[2])
+    redis.call('PEXPIRE', KEYS[3], ttl)
+end
+return {epoch, generation}
 """
 )
 
@@ -201,11 +252,18 @@ class RedisLimits:
         if seconds > 0:
             await self._redis.run(_GIVE_BACK, [_key(limit)], seconds)
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> float | None:
+    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
         """Take a turn."""
+        keys = [_key(limit, "turns"), _key(limit, "freed")]
         values = (limit.quota, limit.window_seconds, max_wait_seconds)
-        (wait,) = await self._redis.run(_RESERVE, [_key(limit, "turns")], *values)
-        return float(wait) if wait else None
+        wait, at = await self._redis.run(_RESERVE, keys, *values)
+        if not wait:
+            return None
+
+        async def give_back() -> None:
+            await self._redis.run(_FREE, keys, at, secrets.token_hex(8))
+
+        return Turn(float(wait), give_back)
 
 
 class LocalWhenDown:
@@ -229,8 +287,8 @@ class LocalWhenDown:
         """Put back; to where the limits are now, though they were elsewhere when it was taken."""
         await self._try(lambda buckets: buckets.give_back(limit, amount, held_seconds=held_seconds))
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> float | None:
-        """Take a turn."""
+    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
+        """Take a turn. It goes back to where it came from, wherever the limits are by then."""
         return await self._try(lambda buckets: buckets.reserve(limit, max_wait_seconds=max_wait_seconds))
 
     async def _try(self, call: Callable[[Limits], Awaitable[Answer]]) -> Answer:

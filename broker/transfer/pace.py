@@ -162,6 +162,11 @@ class Pace:
         """The client is gone: end the block with :class:`ClientLeft`."""
         self.stop(ClientLeft(log=f"while {self._waiting_for} was waited for"))
 
+    @property
+    def ended_by(self) -> Refusal | None:
+        """Why the block was told to end; None while it was not."""
+        return self._refusal() if self._is_ending else None
+
     def stop(self, refusal: Refusal) -> None:
         """End the block with ``refusal``.
 

@@ -19,14 +19,19 @@ from broker.errors import (
     NotFound,
     OutcomeUnknown,
     Refusal,
+    Reply,
     SeveralFiles,
     TooLarge,
+    UpstreamAborted,
     UpstreamBadAnswer,
     UpstreamBusy,
     UpstreamCredentialRefused,
     UpstreamFailed,
     UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
 )
+from broker.upstream.breaker import Outcome
 
 MAX_RETRY_AFTER_SECONDS = 60
 DEFAULT_RETRY_AFTER_SECONDS = 2
@@ -68,6 +73,19 @@ _OF_STATUS: dict[int, type[Refusal]] = {
     429: UpstreamBusy,
     503: UpstreamBusy,
 }
+_TOO_MUCH = (429, 4013)
+"""Status and code that say: the account sends too much."""
+_STALE = frozenset({4100, 700012006})
+_LACKS_PERMISSION = 4101
+_FAULTS = (
+    UpstreamUnreachable,
+    UpstreamTimeout,
+    UpstreamAborted,
+    UpstreamBadAnswer,
+    UpstreamFailed,
+    UpstreamBusy,
+    OutcomeUnknown,
+)
 _OUT_OF_CREDIT = frozenset({4011, 4019, 4020, 4022, 4027, 4028})
 _SENTENCES = {
     4101: "The broker's own credential lacks a permission at Coze. Tell the operator the request id.",
@@ -96,7 +114,37 @@ def judge(call: Call, status: int, headers: Mapping[str, str], content: bytes) -
     kind = _kind(call, status, code)
     wait = retry_after_seconds(headers.get("retry-after")) if kind is UpstreamBusy else None
     log = f"status {status}, {_message(body, content)}"
-    raise kind(_detail(kind, code), log=log, logid=logid, retry_after_seconds=wait)
+    reply = Reply(status, code)
+    raise kind(_detail(kind, code), log=log, logid=logid, retry_after_seconds=wait, reply=reply)
+
+
+def asks_for_less(refusal: Refusal) -> bool:
+    """Whether it stands for Coze's word that the account sends too much."""
+    reply = refusal.reply
+    return isinstance(refusal, UpstreamBusy) and reply is not None and _is_too_much(reply)
+
+
+def is_of_credential(refusal: Refusal) -> bool:
+    """Whether another access token may help: not where Coze knows it, and finds a permission missing."""
+    reply = refusal.reply
+    if not isinstance(refusal, UpstreamCredentialRefused) or reply is None:
+        return False
+    return reply.code in _STALE or (reply.status == 401 and reply.code != _LACKS_PERMISSION)  # noqa: PLR2004
+
+
+def outcome_of(refusal: Refusal) -> Outcome:
+    """What a call that ended so says of Coze's health. That Coze says no is no fault of Coze's."""
+    reply = refusal.reply
+    if reply is None:
+        return "failure" if isinstance(refusal, _FAULTS) else "neither"
+    if 400 <= reply.status < 500 or _is_too_much(reply):  # noqa: PLR2004 - HTTP's own borders
+        return "neither" if reply.code is None else "success"
+    return "failure" if isinstance(refusal, _FAULTS) else "success"
+
+
+def _is_too_much(reply: Reply) -> bool:
+    status, code = _TOO_MUCH
+    return reply.status == status or reply.code == code
 
 
 def retry_after_seconds(value: str | None, now: float | None = None) -> int:

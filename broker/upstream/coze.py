@@ -8,11 +8,17 @@ from typing import Any
 
 import httpx
 
-from broker.errors import OutcomeUnknown, UpstreamBadAnswer, UpstreamCredentialRefused, UpstreamFailed
+from broker.errors import (
+    OutcomeUnknown,
+    UpstreamBadAnswer,
+    UpstreamCredentialRefused,
+    UpstreamFailed,
+)
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
-from broker.upstream.answers import Answer, Call, judge
+from broker.upstream.answers import Answer, Call, is_of_credential, judge
 from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for, small_call
+from broker.upstream.guard import Guard
 from broker.upstream.oauth import Credential
 
 UPLOAD_PATH = "/v1/files/upload"
@@ -33,9 +39,10 @@ class StoredFile:
 class CozeFiles:
     """The files of the account that the broker's credential belongs to."""
 
-    def __init__(self, client: httpx.AsyncClient, credential: Credential) -> None:
+    def __init__(self, client: httpx.AsyncClient, credential: Credential, guard: Guard) -> None:
         self._client = client
         self._credential = credential
+        self._guard = guard
 
     async def authorization(self) -> str:
         """The credential, fetched before a byte of a file is asked for."""
@@ -57,8 +64,26 @@ class CozeFiles:
         return stored
 
     async def retrieve(self, file_id: str) -> StoredFile:
-        """What Coze knows of a file. Raises :class:`~broker.errors.NotFound` when it knows nothing."""
+        """What Coze knows of a file. Asked again where that may help, once with another access token.
+
+        Raises :class:`~broker.errors.NotFound` when it knows nothing.
+        """
+        try:
+            return await self._retrieve(file_id)
+        except UpstreamCredentialRefused as refusal:
+            if not refusal.is_replaced:
+                raise
+        return await self._retrieve(file_id)
+
+    async def _retrieve(self, file_id: str) -> StoredFile:
         authorization = await self._credential.get()
+
+        async def once() -> StoredFile:
+            return await self._look_up(file_id, authorization)
+
+        return await self._guard.small_call(once)
+
+    async def _look_up(self, file_id: str, authorization: str) -> StoredFile:
         try:
             answered = await small_call(
                 self._client,
@@ -88,13 +113,14 @@ class CozeFiles:
         except OutcomeUnknown as unknown:
             if body.sent == "all":
                 raise
-            raise UpstreamFailed(log=unknown.log, logid=unknown.logid) from unknown
+            raise UpstreamFailed(log=unknown.log, logid=unknown.logid, reply=unknown.reply) from unknown
 
     def _judge(self, asked: Call, answered: Answered, authorization: str) -> Answer:
         try:
             return judge(asked, answered.status, answered.headers, answered.content)
-        except UpstreamCredentialRefused:
-            self._credential.forget(authorization)
+        except UpstreamCredentialRefused as refusal:
+            has_another = self._credential.forget(authorization)
+            refusal.is_replaced = has_another and is_of_credential(refusal)
             raise
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import secrets
 import time
@@ -18,10 +19,18 @@ from typing import Any, Protocol
 import httpx
 import jwt
 
-from broker.errors import Refusal, UpstreamBadAnswer, UpstreamBusy, UpstreamCredentialRefused, UpstreamFailed
+from broker.errors import (
+    Refusal,
+    Reply,
+    UpstreamBadAnswer,
+    UpstreamBusy,
+    UpstreamCredentialRefused,
+    UpstreamFailed,
+)
 from broker.settings import OAuthApp
 from broker.upstream.answers import MAX_LOGGED_MESSAGE, logid_of, retry_after_seconds
 from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, small_call
+from broker.upstream.guard import Guard
 
 TOKEN_PATH = "/api/permission/oauth2/token"  # noqa: S105 - a path
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -30,6 +39,10 @@ CLOCK_SKEW_SECONDS = 10
 JTI_BYTES = 32
 SERVER_TOKEN_SECONDS = 3600
 REFRESH_MARGIN_SECONDS = 60
+REMEMBER_FAILURE_SECONDS = 1.0
+"""How long a failed exchange is told to those who come after it, instead of being made again."""
+REPLACE_EVERY_SECONDS = 1.0
+"""A token that replaced a refused one, and is refused as well, is replaced after that at the earliest."""
 TOKEN = re.compile(r"[!-~]+")
 
 
@@ -48,14 +61,26 @@ class TokenExchange:
     """Trades an app's assertion for an access token."""
 
     def __init__(
-        self, client: httpx.AsyncClient, coze_host: str, now: Callable[[], float] = time.time
+        self, client: httpx.AsyncClient, coze_host: str, guard: Guard, now: Callable[[], float] = time.time
     ) -> None:
         self._client = client
         self._coze_host = coze_host
+        self._guard = guard
         self._now = now
 
-    async def exchange(self, app: OAuthApp, *, duration_seconds: int) -> AccessToken:
-        """A fresh access token of ``app``. Raises a refusal of the 502, 503 or 504 kind."""
+    async def exchange(
+        self, app: OAuthApp, *, duration_seconds: int, retry_seconds: float | None = None
+    ) -> AccessToken:
+        """A fresh access token of ``app``. Repeated where that may help, each time with a new assertion, for
+        ``retry_seconds`` if that is less than the budget. Raises a refusal of the 502, 503 or 504 kind.
+        """
+
+        async def once() -> AccessToken:
+            return await self._exchange(app, duration_seconds)
+
+        return await self._guard.small_call(once, retry_seconds=retry_seconds, patient=False)
+
+    async def _exchange(self, app: OAuthApp, duration_seconds: int) -> AccessToken:
         try:
             answered = await small_call(
                 self._client,
@@ -90,8 +115,8 @@ class Credential(Protocol):
     async def get(self) -> str:
         """The value for ``Authorization: Bearer``. Raises a refusal when none can be had."""
 
-    def forget(self, value: str) -> None:
-        """Coze did not take ``value``; don't offer it again if another can be had."""
+    def forget(self, value: str) -> bool:
+        """Coze did not take ``value``. Whether ``get`` gives another one now, or will."""
 
 
 @dataclass(frozen=True)
@@ -103,39 +128,79 @@ class FixedCredential:
     async def get(self) -> str:
         return self.value
 
-    def forget(self, value: str) -> None:
+    def forget(self, value: str) -> bool:  # noqa: ARG002 - the protocol's
         """There is no other."""
+        return False
 
     def __repr__(self) -> str:
         return "FixedCredential()"
 
 
 class AppCredential:
-    """The server app's access token, kept until shortly before it expires; one exchange at a time."""
+    """The server app's access token, kept until shortly before it expires; one exchange at a time.
 
-    def __init__(self, exchange: TokenExchange, app: OAuthApp, now: Callable[[], float] = time.time) -> None:
+    Whoever waits for an exchange is told what came of it, and so is who comes shortly after it failed.
+    """
+
+    def __init__(
+        self,
+        exchange: TokenExchange,
+        app: OAuthApp,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._exchange = exchange
         self._app = app
         self._now = now
+        self._monotonic = monotonic
         self._token: AccessToken | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._pending: asyncio.Task[AccessToken] | None = None
+        self._failure: Refusal | None = None
+        self._failed_at = self._replaced_at = -math.inf
 
     async def get(self) -> str:
-        if not self._is_fresh():
-            async with self._one_at_a_time:
-                if not self._is_fresh():  # another caller may have fetched it meanwhile
-                    self._token = await self._exchange.exchange(
-                        self._app, duration_seconds=SERVER_TOKEN_SECONDS
-                    )
-        assert self._token is not None  # noqa: S101 - fetched above, or the exchange has raised
-        return self._token.value
+        if self._token is not None and self._now() < self._token.expires_at - REFRESH_MARGIN_SECONDS:
+            return self._token.value
+        if self._failure is not None and self._monotonic() < self._failed_at + REMEMBER_FAILURE_SECONDS:
+            raise _again(self._failure)
+        if self._pending is None:
+            self._pending = asyncio.create_task(self._fetch())
+            self._pending.add_done_callback(self._fetched)
+        try:
+            # One who is cancelled leaves; the others still wait.
+            token = await asyncio.shield(self._pending)
+        except Refusal as refusal:
+            raise _again(refusal) from refusal
+        return token.value
 
-    def forget(self, value: str) -> None:
-        if self._token is not None and self._token.value == value:
-            self._token = None
+    def forget(self, value: str) -> bool:
+        if self._token is None or self._token.value != value:
+            return True  # another caller was here before
+        if self._monotonic() < self._replaced_at + REPLACE_EVERY_SECONDS:
+            return False
+        self._token, self._replaced_at = None, self._monotonic()
+        return True
 
-    def _is_fresh(self) -> bool:
-        return self._token is not None and self._now() < self._token.expires_at - REFRESH_MARGIN_SECONDS
+    async def _fetch(self) -> AccessToken:
+        return await self._exchange.exchange(self._app, duration_seconds=SERVER_TOKEN_SECONDS)
+
+    def _fetched(self, task: asyncio.Task[AccessToken]) -> None:
+        self._pending = None
+        error = None if task.cancelled() else task.exception()
+        self._failure = error if isinstance(error, Refusal) else None
+        self._failed_at = self._monotonic()
+        if not task.cancelled() and error is None:
+            self._token = task.result()
+
+
+def _again(refusal: Refusal) -> Refusal:
+    """The same for another caller: an exception that is raised twice would keep both of their traces."""
+    return type(refusal)(
+        refusal.detail,
+        log=refusal.log,
+        retry_after_seconds=refusal.retry_after_seconds,
+        logid=refusal.logid,
+    )
 
 
 def _access_token(answered: Answered) -> AccessToken:
@@ -145,7 +210,9 @@ def _access_token(answered: Answered) -> AccessToken:
             return AccessToken(_token_value(body["access_token"]), int(body["expires_in"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UpstreamBadAnswer(
-                "Coze's answer to the token request can't be used.", log=repr(error)
+                "Coze's answer to the token request can't be used.",
+                log=repr(error),
+                reply=Reply(answered.status),
             ) from error
     raise _refusal(answered, body)
 
@@ -161,16 +228,17 @@ def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
     logid = logid_of(answered.headers)
     said = f"{body.get('error_code')}: {body.get('error_message')}"[:MAX_LOGGED_MESSAGE]
     message = f"token exchange: status {answered.status}, {said}"
-    if answered.status == 429:  # noqa: PLR2004 - HTTP's own
+    reply = Reply(answered.status, 0)  # of codes it has others
+    if answered.status in (429, 503):
         wait = retry_after_seconds(answered.headers.get("retry-after"))
-        return UpstreamBusy(log=message, logid=logid, retry_after_seconds=wait)
+        return UpstreamBusy(log=message, logid=logid, retry_after_seconds=wait, reply=reply)
     if answered.status >= 500 or body.get("error_code") == "internal_error":  # noqa: PLR2004 - HTTP's own
-        return UpstreamFailed(log=message, logid=logid)
+        return UpstreamFailed(log=message, logid=logid, reply=reply)
     if "kid" in str(body.get("error_message")):
         message += (
             " (is COZE_API_BASE the region of this app's account, and the public key id the app's own?)"
         )
-    return UpstreamCredentialRefused(log=message, logid=logid)
+    return UpstreamCredentialRefused(log=message, logid=logid, reply=reply)
 
 
 def _object(content: bytes) -> dict[str, Any]:
