@@ -330,10 +330,11 @@ def test_where_coze_says_nothing_nothing_is_signed_and_it_can_be_asked_again(
 ) -> None:
     token = announced(broker)
     file_id = sent(token)
-    sandbox.fail(path=RETRIEVE, times=1, **fault)
+    sandbox.fail(path=RETRIEVE, **fault)
     answer = completed(token, file_id)
     assert answer.status_code == status
     assert "receipt" not in answer.json()
+    sandbox.heal()
     assert completed(token, file_id).status_code == 200
 
 

@@ -508,11 +508,11 @@ def test_a_name_that_nobody_knows(tmp_path_factory: pytest.TempPathFactory) -> N
 def test_a_credential_that_coze_no_longer_takes_is_replaced_once(
     broker: Broker, sandbox: SandboxControl
 ) -> None:
-    """Revoked before its time: the upload that finds out fails, those that come then share a new one."""
+    """Revoked before its time: a large upload that finds out fails, those that come then share a new one."""
     assert upload(broker).status_code == 200
     before = len(sandbox.events(kind="token"))
     sandbox.fail(path=DROP_IN, status=401, code=700012006, times=1)
-    assert_answered(broker, upload(broker), UpstreamCredentialRefused)
+    assert_answered(broker, upload(broker, content=LARGE), UpstreamCredentialRefused)
     with ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(lambda _: upload(broker).status_code, range(10)))
     assert answers == [200] * 10

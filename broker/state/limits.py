@@ -200,8 +200,8 @@ if at - now > max_wait + window + 60 then  -- nobody was told to wait so long: t
     at = now
 end
 -- A moment that was given back stays among the turns: nobody passes too early after it.
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. string.format('%.17g', now))
-local freed = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+local from = string.format('%.17g', now)
+local freed = redis.call('ZRANGEBYSCORE', KEYS[3], from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if freed[1] then
     local wait = tonumber(freed[2]) - now
     if wait > max_wait then return {epoch, generation, '', ''} end
@@ -214,6 +214,7 @@ if at - now > max_wait then return {epoch, generation, '', ''} end
 redis.call('RPUSH', KEYS[2], string.format('%.17g', at))
 redis.call('LTRIM', KEYS[2], -quota, -1)
 redis.call('PEXPIRE', KEYS[2], math.ceil((at - now + window) * 1000))
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. from)
 return {epoch, generation, string.format('%.17g', at - now), string.format('%.17g', at)}
 """
 )
