@@ -229,11 +229,13 @@ def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
     said = f"{body.get('error_code')}: {body.get('error_message')}"[:MAX_LOGGED_MESSAGE]
     message = f"token exchange: status {answered.status}, {said}"
     reply = Reply(answered.status, 0)  # of codes it has others
-    if answered.status in (429, 503):
-        wait = retry_after_seconds(answered.headers.get("retry-after"))
+    asked = answered.headers.get("retry-after")
+    if answered.status == 429:  # noqa: PLR2004 - HTTP's own
+        wait = retry_after_seconds(asked)
         return UpstreamBusy(log=message, logid=logid, retry_after_seconds=wait, reply=reply)
     if answered.status >= 500 or body.get("error_code") == "internal_error":  # noqa: PLR2004 - HTTP's own
-        return UpstreamFailed(log=message, logid=logid, reply=reply)
+        pause = None if asked is None else retry_after_seconds(asked)
+        return UpstreamFailed(log=message, logid=logid, retry_after_seconds=pause, reply=reply)
     if "kid" in str(body.get("error_message")):
         message += (
             " (is COZE_API_BASE the region of this app's account, and the public key id the app's own?)"
