@@ -39,6 +39,7 @@ ROUTES = (
     Route(f"{PAT}/get_personal_access_token_and_permission", pat.get, methods=["GET"]),
     Route(f"{PAT}/update_personal_access_token_and_permission", pat.update, methods=["POST"]),
     Route(f"{PAT}/delete_personal_access_token_and_permission", pat.delete, methods=["POST"]),
+    Route("/api/v1/test/connection", status.test_connection, methods=["GET"]),
     Route("/.well-known/jwks.json", status.jwks),
     Route("/health", status.health),
     Route("/ready", status.ready),

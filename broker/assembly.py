@@ -26,6 +26,7 @@ from broker.auth.secrets_on_disk import derived
 from broker.auth.signatures import SignedRequests
 from broker.auth.standing import Standing
 from broker.auth.upload_tokens import UploadTokens
+from broker.doctor.reachability import Reachability
 from broker.observe import events, snapshot
 from broker.observe.events import Action
 from broker.scanning.clamd import Clamd
@@ -72,6 +73,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Services]:
         services = _services(settings, database, redis, client)
         if services.authenticator.id_tokens is not None:
             stack.push_async_callback(services.authenticator.id_tokens.aclose)
+        stack.push_async_callback(services.reachability.aclose)
         stack.push_async_callback(services.audit.close)
         await services.audit.open()
         await stack.enter_async_context(services.keys.last_use.written_behind())
@@ -133,6 +135,7 @@ def _services(
         exchange=exchange,
         browser_app=settings.browser_app,
         files=CozeFiles(client, _credential(settings, exchange), guard),
+        reachability=Reachability(settings, client),
         scanner=_scanner(settings),
     )
 

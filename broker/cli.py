@@ -24,6 +24,7 @@ from rich.progress import (
 
 from broker import __version__, settings
 from broker.cli_audit import audit
+from broker.cli_doctor import doctor
 from broker.cli_keys import keys
 from broker.cli_signing_keys import signing_keys
 from broker.cli_store import with_database
@@ -33,6 +34,7 @@ app = typer.Typer(name="broker", no_args_is_help=True, add_completion=False, pre
 app.add_typer(keys, name="keys")
 app.add_typer(audit, name="audit")
 app.add_typer(signing_keys, name="signing-keys")
+app.command()(doctor)
 
 BrokerUrl = Annotated[str, typer.Option("--broker", envvar="BROKER_URL", help="Where the broker is.")]
 ApiKeyOption = Annotated[

@@ -120,6 +120,7 @@ ENDPOINTS: dict[str, Callable[[Cast, Headers], httpx.Request]] = {
     "introspect": form_call("/token/introspect", token="none"),
     "revoke": form_call("/token/revoke", token="none"),
     "complete": json_call("POST", "/uploads/upl_unknown/complete", {"file_id": "7000000000000000000"}),
+    "test connection": json_call("GET", "/api/v1/test/connection"),
     "list keys": json_call("GET", "/keys"),
     "create key": json_call("POST", "/keys", {"name": "n", "scopes": ["token:mint"]}),
     "show key": json_call("GET", "/keys/key_0000000000000000"),
@@ -207,6 +208,7 @@ ALLOWED: set[tuple[str, str]] = {
     ("key with files:upload", "proxy upload"),
     ("key with files:upload", "drop-in upload"),
     ("key with files:read", "drop-in retrieve"),
+    *((f"key with {scope}", "test connection") for scope in ALL),
     *(("key with keys:admin", endpoint) for endpoint in KEYS),
 }
 """Who gets past the door. A complete token fits the upload that it was minted for and no other."""

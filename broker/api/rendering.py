@@ -1,4 +1,6 @@
-"""How a refusal looks on the wire: problem+json (RFC 9457), or Coze's envelope on Coze's own paths."""
+"""How a refusal looks on the wire: problem+json (RFC 9457), Coze's envelope on Coze's own paths, and
+``success``, ``message``, ``data`` on those that front ends for Coze use.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from broker.errors import InternalError, MalformedRequest, MethodNotAllowed, Not
 from broker.observe import events
 
 COZE_PREFIXES = ("/v1/", "/v3/", "/open_api/", "/api/permission_api/")
+FRONT_END_PREFIX = "/api/v1/"
 NO_STORE = {"Cache-Control": "no-store"}
 DRAIN_BYTES = 16 * 1024 * 1024
 DRAIN_SECONDS = 5.0
@@ -54,6 +57,8 @@ def refusal_response(request: Request, error: Exception) -> Response:
 def rendered(refusal: Refusal, path: str, request_id: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The body of a refusal in the shape that belongs to the path, and its headers."""
     headers = {**NO_STORE, **refusal.headers}
+    if path.startswith(FRONT_END_PREFIX):
+        return front_end_envelope(refusal, request_id), {**headers, "Content-Type": "application/json"}
     if not path.startswith(COZE_PREFIXES):
         return problem(refusal, request_id), {**headers, "Content-Type": "application/problem+json"}
     headers |= {"X-Tt-Logid": refusal.logid or request_id, "Content-Type": "application/json"}
@@ -86,6 +91,12 @@ def problem(refusal: Refusal, request_id: str) -> dict[str, Any]:
     if refusal.retry_after_seconds is not None:
         members["retry_after_seconds"] = refusal.retry_after_seconds
     return members
+
+
+def front_end_envelope(refusal: Refusal, request_id: str) -> dict[str, Any]:
+    """What front ends for Coze read; a program finds the rest in ``data``."""
+    data = {"code": refusal.code, "request_id": request_id, "retryable": refusal.retryable}
+    return {"success": False, "message": refusal.detail, "data": data}
 
 
 def coze_envelope(refusal: Refusal, request_id: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from broker.auth.sealing import Sealer
 from broker.auth.signing_keys import KeyRing
 from broker.auth.standing import Standing
 from broker.auth.upload_tokens import UploadTokens
+from broker.doctor.reachability import Reachability
 from broker.scanning.scanner import Scanner
 from broker.settings import OAuthApp, Settings
 from broker.state.audit.writer import Audit
@@ -73,6 +74,8 @@ class Services:
     exchange: TokenExchange
     browser_app: OAuthApp | None
     files: CozeFiles
+    reachability: Reachability
+    """Whether Coze can be reached, as far as that was looked at."""
     scanner: Scanner | None
 
 

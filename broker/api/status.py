@@ -1,4 +1,4 @@
-"""What is not an upload: the page, health, readiness, the documentation."""
+"""What is not an upload: the page, health, readiness, whether Coze can be reached, the documentation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from broker import __version__
+from broker.api import gate
+from broker.api.rendering import NO_STORE
 from broker.api.services import Services, services
 from broker.errors import Refusal
 from broker.settings import origin_of
@@ -53,7 +55,19 @@ async def ready(request: Request) -> JSONResponse:
     if broker.scanner is not None:
         checks["scanner"] = await _check(broker.scanner.ping)
     is_ready = all(result == "ok" for result in checks.values())
-    return JSONResponse({"ready": is_ready, "checks": checks}, 200 if is_ready else 503, headers=NO_CACHE)
+    # Told, and no check: every broker sees the same Coze, so that a balancer that took one away for it would
+    # take them all, with their answers that say why; and what needs no Coze would be gone, too.
+    answer = {"ready": is_ready, "checks": checks, "coze": broker.reachability.glance()}
+    return JSONResponse(answer, 200 if is_ready else 503, headers=NO_CACHE)
+
+
+async def test_connection(request: Request) -> JSONResponse:
+    """Whether Coze can be reached, and the step of the way that fails: for any key of a server's."""
+    broker = services(request)
+    await gate.enter(broker, await broker.authenticator.server(request, None))
+    reach = await broker.reachability.look()
+    answer = {"success": reach.reachable, "message": reach.sentence, "data": reach.as_json(broker.settings)}
+    return JSONResponse(answer, headers=NO_STORE)
 
 
 async def jwks(request: Request) -> JSONResponse:

@@ -51,8 +51,9 @@ class Authenticator:
     failures: Failures
     allowed_origins: frozenset[str]
 
-    async def server(self, request: Request, scope: str) -> Caller:
-        """Whoever calls with a secret API key, or with a request signed for one, that has ``scope``.
+    async def server(self, request: Request, scope: str | None) -> Caller:
+        """Whoever calls with a secret API key, or with a request signed for one, that has ``scope``; None
+        is for what a key with any scope may do.
 
         Raises a refusal of the 401, 403 or 429 family.
         """

@@ -87,7 +87,7 @@ class TokenExchange:
                 "POST",
                 TOKEN_PATH,
                 json={"grant_type": GRANT_TYPE, "duration_seconds": duration_seconds},
-                headers={"Authorization": f"Bearer {self.assertion(app)}"},
+                headers={"Authorization": f"Bearer {make_assertion(app, self._coze_host, self._now())}"},
             )
         except CLIENT_ERRORS as error:
             raise refusal_for(error) from error
@@ -96,17 +96,17 @@ class TokenExchange:
             raise UpstreamBadAnswer(log=f"a token that expired at {token.expires_at}: is it a lifetime?")
         return token
 
-    def assertion(self, app: OAuthApp) -> str:
-        """A JWT that proves once to be ``app``; dated back a little for clocks that disagree."""
-        now = int(self._now())
-        claims = {
-            "iss": app.client_id,
-            "aud": self._coze_host,
-            "iat": now - CLOCK_SKEW_SECONDS,
-            "exp": now + ASSERTION_SECONDS,
-            "jti": secrets.token_urlsafe(JTI_BYTES),
-        }
-        return jwt.encode(claims, app.private_key, algorithm="RS256", headers={"kid": app.public_key_id})
+
+def make_assertion(app: OAuthApp, coze_host: str, now: float) -> str:
+    """A JWT that proves once to be ``app``; dated back a little for clocks that disagree."""
+    claims = {
+        "iss": app.client_id,
+        "aud": coze_host,
+        "iat": int(now) - CLOCK_SKEW_SECONDS,
+        "exp": int(now) + ASSERTION_SECONDS,
+        "jti": secrets.token_urlsafe(JTI_BYTES),
+    }
+    return jwt.encode(claims, app.private_key, algorithm="RS256", headers={"kid": app.public_key_id})
 
 
 class Credential(Protocol):

@@ -1,0 +1,42 @@
+"""What a step found: words for a person, facts for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["ok", "warning", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``found`` says what was seen, ``means`` what follows from it, ``do`` what helps."""
+
+    status: Status
+    found: str
+    means: str = ""
+    do: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    stops: bool = True
+    """Of a failure: whether what depends on this step has nothing to stand on."""
+
+
+def ok(found: str, **facts: Any) -> Finding:
+    """All is well."""
+    return Finding("ok", found, facts=facts)
+
+
+def warning(found: str, means: str, do: str = "", **facts: Any) -> Finding:
+    """Something is odd, and the way goes on."""
+    return Finding("warning", found, means, do, facts)
+
+
+def failed(found: str, means: str, do: str, **facts: Any) -> Finding:
+    """The way ends here."""
+    return Finding("failed", found, means, do, facts)
+
+
+def skipped(why: str) -> Finding:
+    """It was not looked at."""
+    return Finding("skipped", why)

@@ -1,0 +1,54 @@
+"""Nothing that the settings call a secret, and no token that Coze gave, gets into what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from broker.doctor.finding import Finding
+from broker.doctor.way import Way
+from broker.observe.redaction import redacted
+
+MIN_LENGTH = 4
+"""What is shorter would be found in ordinary words."""
+HIDDEN = "(not shown)"
+
+
+def scrubbed(finding: Finding, way: Way | None) -> Finding:
+    """The finding without secrets, whoever wrote them into it."""
+    secrets = [] if way is None else sorted(set(_secrets(way)), key=len, reverse=True)
+    return replace(
+        finding,
+        found=_clean(finding.found, secrets),
+        means=_clean(finding.means, secrets),
+        do=_clean(finding.do, secrets),
+        facts=_clean(dict(finding.facts), secrets),
+    )
+
+
+def _clean(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, HIDDEN)
+        return redacted(value)
+    if isinstance(value, dict):
+        return {_clean(name, secrets): _clean(each, secrets) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(each, secrets) for each in value]
+    return value
+
+
+def _secrets(way: Way) -> Iterator[str]:
+    values = [getattr(way.settings, name) for name in type(way.settings).model_fields]
+    found = [each.get_secret_value() for each in values if isinstance(each, SecretStr)]
+    found += way.tokens.values()
+    if way.proxy is not None:
+        found += [part for part in (way.proxy.username, way.proxy.password) if part]
+    for secret in found:
+        if len(secret) >= MIN_LENGTH:
+            yield secret
+            yield quote(secret, safe="")

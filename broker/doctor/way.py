@@ -1,0 +1,93 @@
+"""The way to Coze as far as it is known: what the settings say, and what one step leaves to the next."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import httpx
+
+from broker.settings import Settings
+from broker.settings.proxy import Proxy
+
+OTHER_REGION = {
+    "api.coze.cn": "https://api.coze.com",
+    "api.coze.com": "https://api.coze.cn",
+}
+"""Coze's two clouds know nothing of each other's accounts."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where Coze is by the settings."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+    @classmethod
+    def of(cls, url: str) -> Target:
+        """Raises ``ValueError`` for what is no address like ``https://host[:port]``."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("not an address like https://host[:port]")
+        is_tls = parts.scheme == "https"
+        return cls(parts.hostname, parts.port or (443 if is_tls else 80), is_tls)
+
+    @property
+    def address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """The host, where it is an address."""
+        try:
+            return ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
+
+    @property
+    def origin(self) -> str:
+        """As people write it; no path, no name, no password."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        usual = self.port == (443 if self.is_tls else 80)
+        return f"{'https' if self.is_tls else 'http'}://{host}{'' if usual else f':{self.port}'}"
+
+
+@dataclass
+class Way:
+    """One examination's knowledge; each step reads what those before it wrote."""
+
+    settings: Settings
+    doh_url: str = ""
+    wait_seconds: float = 5.0
+    """How long any one connection, handshake or answer may take."""
+    other_region: Mapping[str, str] = field(default_factory=lambda: OTHER_REGION)
+
+    addresses: tuple[str, ...] = ()
+    """Of the host, in the order in which the broker would try them."""
+    doh_addresses: tuple[str, ...] = ()
+    """Others that DNS over HTTPS told, for a look at whether they can be reached."""
+    client: httpx.AsyncClient | None = None
+    """The broker's own client: lent by a broker that runs, else made once the way is open."""
+    is_lent: bool = False
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Access tokens that Coze gave, by whose they are: ``server``, ``browser``."""
+
+    @property
+    def target(self) -> Target:
+        """Where Coze is. Raises ``ValueError`` as long as the settings don't say."""
+        return Target.of(self.settings.coze_api_base)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy that applies; one that is not set well does not."""
+        try:
+            return self.settings.coze_proxy
+        except ValueError:
+            return None
+
+    @property
+    def coze(self) -> httpx.AsyncClient:
+        """The client, for steps behind the one that opened it."""
+        if self.client is None:
+            raise RuntimeError("the way is not open yet")
+        return self.client

@@ -1,0 +1,384 @@
+"""Broken ways to Coze, each of real sockets: servers with every kind of certificate, resolvers that lie,
+proxies that refuse, and a network of its own for what can't be had on loopback.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ipaddress
+import json
+import select
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.support.broker_process import COMMAND, clean_environment
+from tests.support.waiting import wait_for
+
+HOST = "coze.test"
+DAY = timedelta(days=1)
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+ROOT = Path(__file__).parent.parent.parent
+
+# --- running it -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``broker doctor --json`` said."""
+
+    exit_code: int
+    report: dict[str, Any]
+    printed: str
+
+    def __getitem__(self, step: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(each for each in self.report["steps"] if each["step"] == step)
+        return found
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {each["step"]: each["status"] for each in self.report["steps"]}
+
+
+def environment(folder: Path, coze: dict[str, str], **settings: str) -> dict[str, str]:
+    """Of a machine with these settings and no others, proxies included."""
+    clean = {k: v for k, v in clean_environment().items() if k.lower() not in PROXY_VARIABLES}
+    clean = {k: v for k, v in clean.items() if not k.startswith("UPSTREAM_")}
+    own = {"BROKER_DATA_DIR": str(folder / "data"), "PYTHONPATH": str(ROOT)}
+    return {**clean, **own, **coze, **settings}
+
+
+def run(
+    env: dict[str, str], *arguments: str, cwd: Path, namespace: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """``broker doctor``, in a namespace if one is named."""
+    inside = ("ip", "netns", "exec", namespace) if namespace else ()
+    command = [*inside, *COMMAND, "doctor", *arguments]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=90, check=False)
+
+
+def diagnose(
+    env: dict[str, str], *arguments: str, cwd: Path, timeout: str = "2", namespace: str = ""
+) -> Diagnosis:
+    """``broker doctor --json``; what it printed is JSON and nothing else."""
+    done = run(env, "--json", "--timeout", timeout, *arguments, cwd=cwd, namespace=namespace)
+    assert done.stderr == "", done.stderr
+    diagnosis = Diagnosis(done.returncode, json.loads(done.stdout), done.stdout)
+    assert diagnosis.report["exit_code"] == done.returncode
+    return diagnosis
+
+
+# --- certificates ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Authority:
+    """One that signs certificates; nobody's built-in one."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def named(cls, name: str) -> Authority:
+        key = ec.generate_private_key(ec.SECP256R1())
+        return cls(key, _certificate(_name(name), _name(name), key, key, is_authority=True))
+
+    def pem(self, path: Path) -> Path:
+        path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    def issue(self, folder: Path, *names: str, since: timedelta = -DAY, until: timedelta = 30 * DAY) -> Path:
+        """A file with a certificate for these names, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = self.certificate.subject
+        made = _certificate(_name(names[0]), issuer, key, self.key, names=names, since=since, until=until)
+        return _written(folder, made, key)
+
+
+def self_signed(folder: Path, *names: str) -> Path:
+    """A file with a certificate that nobody vouches for, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return _written(folder, _certificate(_name(names[0]), _name(names[0]), key, key, names=names), key)
+
+
+def _name(name: str) -> x509.Name:
+    return x509.Name(
+        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, name), x509.NameAttribute(NameOID.COMMON_NAME, name)]
+    )
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey,
+    *,
+    names: tuple[str, ...] = (),
+    since: timedelta = -DAY,
+    until: timedelta = 30 * DAY,
+    is_authority: bool = False,
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + since)
+        .not_valid_after(now + until)
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+    )
+    if names:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
+        )
+    return builder.sign(signer, hashes.SHA256())
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _written(folder: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Path:
+    path = folder / f"{uuid.uuid4().hex}.pem"
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + pem)
+    return path
+
+
+# --- servers ----------------------------------------------------------------------------------------------
+
+Serve = Callable[[socket.socket], None]
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that listens on loopback; ``seen`` holds what ``serve`` put there."""
+
+    port: int
+    seen: list[bytes]
+
+
+@contextlib.contextmanager
+def serving(serve: Serve, host: str = "127.0.0.1", seen: list[bytes] | None = None) -> Iterator[Server]:
+    """Does ``serve`` with each connection, in a thread of its own."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        threading.Thread(target=_accept, args=(listener, serve), daemon=True).start()
+        yield Server(listener.getsockname()[1], [] if seen is None else seen)
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+def _accept(listener: socket.socket, serve: Serve) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        connection.settimeout(15)
+        threading.Thread(target=_served, args=(connection, serve), daemon=True).start()
+
+
+def _served(connection: socket.socket, serve: Serve) -> None:
+    with connection, contextlib.suppress(OSError):
+        serve(connection)
+
+
+def with_tls(pem: Path, inner: Serve) -> Serve:
+    """``inner`` behind TLS with this certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as encrypted:
+            inner(encrypted)
+
+    return serve
+
+
+def passing_on_to(url: str) -> Serve:
+    """To a server on this machine; one request, then the end."""
+    host, _, port = url.removeprefix("http://").partition(":")
+
+    def serve(connection: socket.socket) -> None:
+        pass_on(connection, host, int(port))
+
+    return serve
+
+
+def pass_on(connection: socket.socket, host: str, port: int) -> None:
+    """Both directions, until either ends; in one thread, since two can't share a TLS connection."""
+    with socket.create_connection((host, port)) as there:
+        while True:
+            ready, _, _ = select.select([connection, there], [], [], 15)
+            for source in ready:
+                data = source.recv(65536)
+                if not data:
+                    return
+                (there if source is connection else connection).sendall(data)
+
+
+def head_of(connection: socket.socket) -> bytes:
+    """A request's head; what follows it in the same packets, too."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = connection.recv(65536)
+        if not piece:
+            raise ConnectionError("gone")
+        data += piece
+    return data
+
+
+def saying(answer: bytes) -> Serve:
+    """This answer to whatever comes."""
+
+    def serve(connection: socket.socket) -> None:
+        head_of(connection)
+        connection.sendall(answer)
+
+    return serve
+
+
+def never_answering(connection: socket.socket) -> None:
+    """Take what comes until the other side leaves."""
+    while connection.recv(65536):
+        pass
+
+
+def http_answer(body: bytes, content_type: str, status: str = "200 OK", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "Connection: close", *headers, "", ""]).encode() + body
+
+
+# --- a proxy ------------------------------------------------------------------------------------------------
+
+
+def http_proxy(password: str = "", status: str = "", seen: list[bytes] | None = None) -> Serve:
+    """A proxy for CONNECT that asks for a password, or refuses with ``status``; all names are here."""
+
+    def serve(connection: socket.socket) -> None:
+        head = head_of(connection)
+        if seen is not None:
+            seen.append(head)
+        basic = base64.b64encode(f"user:{password}".encode())
+        if status or (password and basic not in head):
+            answer = status or "407 Proxy Authentication Required"
+            connection.sendall(http_answer(b"", "text/plain", answer, "Proxy-Authenticate: Basic"))
+            return
+        port = int(head.split()[1].rpartition(b":")[2])
+        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        pass_on(connection, "127.0.0.1", port)
+
+    return serve
+
+
+# --- a resolver, and a network of its own --------------------------------------------------------------
+
+
+def answer_dns(query: bytes, names: dict[str, Any]) -> bytes:
+    """An answer by ``names``: a list of addresses, or the name of an error. Unknown names don't exist."""
+    asked = dns.message.from_wire(query)
+    answer = dns.message.make_response(asked)
+    answer.flags |= dns.flags.RA
+    question = asked.question[0]
+    found = names.get(question.name.to_text().rstrip("."), "NXDOMAIN")
+    if isinstance(found, str):
+        answer.set_rcode(dns.rcode.from_text(found))
+        return answer.to_wire()
+    kind = "AAAA" if question.rdtype == dns.rdatatype.AAAA else "A"
+    fitting = [address for address in found if (":" in address) == (kind == "AAAA")]
+    if fitting:
+        answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", kind, *fitting))
+    return answer.to_wire()
+
+
+def doh_server(names: dict[str, Any]) -> Serve:
+    """DNS over HTTPS (RFC 8484), by GET and by POST."""
+
+    def serve(connection: socket.socket) -> None:
+        head, _, body = head_of(connection).partition(b"\r\n\r\n")
+        target = head.split()[1]
+        if b"?dns=" in target:
+            text = target.partition(b"?dns=")[2]
+            body = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+        else:
+            length = int(head.lower().partition(b"content-length:")[2].split()[0])
+            while len(body) < length:
+                body += connection.recv(65536)
+        connection.sendall(http_answer(answer_dns(body, names), "application/dns-message"))
+
+    return serve
+
+
+@contextlib.contextmanager
+def namespace(names: dict[str, Any]) -> Iterator[str]:
+    """A network with nothing but loopback, and a resolver on it that answers by ``names``; needs root."""
+    name = f"doctor-{uuid.uuid4().hex[:8]}"
+    settings = Path("/etc/netns") / name
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        settings.mkdir(parents=True)
+        (settings / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        with _resolver(name, names):
+            yield name
+    finally:
+        for path in settings.glob("*"):
+            path.unlink()
+        settings.rmdir()
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@contextlib.contextmanager
+def _resolver(namespace: str, names: dict[str, Any]) -> Iterator[None]:
+    command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "tests.support.doctor"]
+    with subprocess.Popen([*command, json.dumps(names)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            wait_for(process.stdout.readline)
+            yield
+        finally:
+            process.terminate()
+
+
+def _serve_dns(names: dict[str, Any]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 53))
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while True:
+            query, sender = listener.recvfrom(4096)
+            listener.sendto(answer_dns(query, names), sender)
+
+
+if __name__ == "__main__":
+    _serve_dns(json.loads(sys.argv[1]))

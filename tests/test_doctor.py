@@ -1,0 +1,780 @@
+"""``broker doctor`` against every broken way, over real sockets: which step fails, why, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from broker import settings
+from broker.doctor.examination import STEPS as STEPS_OF_THE_WAY
+from broker.doctor.examination import UPLOAD, all_of
+from broker.doctor.way import Way
+from broker.sandbox.launch import in_subprocess
+from tests.support import needs
+from tests.support.broker_process import COMMAND
+from tests.support.doctor import (
+    DAY,
+    HOST,
+    Authority,
+    Diagnosis,
+    Serve,
+    diagnose,
+    doh_server,
+    environment,
+    http_answer,
+    http_proxy,
+    namespace,
+    never_answering,
+    passing_on_to,
+    run,
+    saying,
+    self_signed,
+    serving,
+    with_tls,
+)
+from tests.support.network import Network, SocksProxy
+from tests.support.raw_http import ScriptedUpstream
+from tests.support.sandbox_control import SandboxControl
+
+TOKEN = "pat_0123456789abcdefSECRET"
+OURS = "cub_sk_SECRETabcdefghij"
+STEPS = ["settings", "dns", "tcp", "proxy", "tls", "http", "region", "credential", "cors"]
+NOT_A_ROOT = "network namespaces need root and ip"
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority.named("Test Authority")
+
+
+class Here:
+    """A way to the sandbox as ``https://coze.test``, whole until a test breaks it."""
+
+    def __init__(self, folder: Path, sandbox: SandboxControl, authority: Authority) -> None:
+        self.folder = folder
+        self.sandbox = sandbox
+        self.authority = authority
+        self.ca_file = str(authority.pem(folder / "ca.pem"))
+
+    def good(self, name: str = HOST) -> Serve:
+        """TLS with a good certificate, and the sandbox behind it."""
+        return with_tls(self.authority.issue(self.folder, name), passing_on_to(self.sandbox.url))
+
+    def environment(self, port: int, **settings: str) -> dict[str, str]:
+        coze = {
+            "COZE_API_BASE": f"https://{HOST}:{port}",
+            "COZE_API_TOKEN": self.sandbox.environment["COZE_API_TOKEN"],
+            "UPSTREAM_HOSTS": f"{HOST}=127.0.0.1",
+            "UPSTREAM_CA_FILE": self.ca_file,
+        }
+        return environment(self.folder, {**coze, **settings})
+
+    def diagnose(self, serve: Serve, *arguments: str, timeout: str = "2", **settings: str) -> Diagnosis:
+        with serving(serve) as server:
+            env = self.environment(server.port, **settings)
+            return diagnose(env, *arguments, cwd=self.folder, timeout=timeout)
+
+
+@pytest.fixture
+def here(folder: Path, sandbox: SandboxControl, authority: Authority) -> Here:
+    return Here(folder, sandbox, authority)
+
+
+def assert_ends_at(diagnosis: Diagnosis, step: str, code: int, *words: str) -> None:
+    """The step failed, says these words, helps; those that stand on it were not tried."""
+    found = diagnosis[step]
+    assert (diagnosis.report["failed_step"], diagnosis.exit_code) == (step, code), diagnosis.printed
+    assert found["status"] == "failed"
+    assert found["means"]
+    assert found["do"]
+    said = f"{found['found']} {found['means']} {found['do']}".lower()
+    assert [word for word in words if word.lower() not in said] == [], said
+
+
+# --- all is well ------------------------------------------------------------------------------------------
+
+
+def test_a_good_way_is_walked_to_its_end(folder: Path, sandbox: SandboxControl) -> None:
+    diagnosis = diagnose(environment(folder, sandbox.environment), cwd=folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert list(diagnosis.statuses) == STEPS
+    assert diagnosis["tls"]["status"] == "skipped"  # plain http on loopback
+    assert diagnosis["dns"]["status"] == "ok"
+    assert "OAuth app" in diagnosis["credential"]["found"]
+
+
+def test_a_good_way_over_tls(here: Here) -> None:
+    diagnosis = here.diagnose(here.good())
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert diagnosis["tls"]["status"] == "ok"
+    assert diagnosis["tls"]["facts"]["public_authority"] is False
+    assert "personal access token" in diagnosis["credential"]["found"]
+
+
+def test_one_byte_is_uploaded_where_that_is_asked_for(here: Here) -> None:
+    diagnosis = here.diagnose(here.good(), "--upload")
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    file_id = diagnosis["upload"]["facts"]["file_id"]
+    assert file_id in diagnosis["upload"]["found"]
+    assert here.sandbox.file(file_id)["bytes"] == 1
+
+
+def test_nothing_is_uploaded_where_it_is_not(here: Here) -> None:
+    here.diagnose(here.good())
+    assert here.sandbox.events(kind="upload", method="POST") == []
+
+
+def test_an_ipv6_literal_and_another_port(folder: Path, sandbox: SandboxControl) -> None:
+    with serving(passing_on_to(sandbox.url), host="::1") as server:
+        coze = {**sandbox.environment, "COZE_API_BASE": f"http://[::1]:{server.port}"}
+        coze = {name: value for name, value in coze.items() if "OAUTH" not in name}
+        diagnosis = diagnose(environment(folder, coze), cwd=folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert diagnosis.report["upstream"] == f"http://[::1]:{server.port}"
+    assert list(diagnosis["tcp"]["facts"]["addresses"]) == ["::1"]
+
+
+def test_coze_studio_without_retrieve_and_oauth(here: Here) -> None:
+    """It answers with its own codes and its own header for the log's id."""
+    studio = http_answer(
+        b'{"code":401,"msg":"missing session_key in cookie"}',
+        "application/json",
+        "401 Unauthorized",
+        "X-Log-ID: 0123",
+    )
+    diagnosis = here.diagnose(with_tls(here.authority.issue(here.folder, HOST), saying(studio)))
+    assert diagnosis["http"]["status"] == "ok", diagnosis.printed
+    assert diagnosis["http"]["facts"]["logid"] == "0123"
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+def test_settings_that_say_nothing(folder: Path) -> None:
+    diagnosis = diagnose(environment(folder, {}), cwd=folder)
+    assert_ends_at(diagnosis, "settings", 10, "COZE_API_BASE is not set")
+    assert set(diagnosis.statuses.values()) == {"failed", "skipped"}
+
+
+def test_settings_that_cant_be_read(folder: Path) -> None:
+    diagnosis = diagnose(
+        environment(folder, {"COZE_API_BASE": "https://a.example", "PORT": "many"}), cwd=folder
+    )
+    assert_ends_at(diagnosis, "settings", 10, "PORT")
+
+
+def test_settings_that_only_lack_a_credential_let_the_rest_be_looked_at(here: Here) -> None:
+    diagnosis = here.diagnose(here.good(), COZE_API_TOKEN="")
+    assert_ends_at(diagnosis, "settings", 10, "COZE_API_TOKEN")
+    assert diagnosis["http"]["status"] == "ok"
+    assert diagnosis["credential"]["status"] == "failed"
+
+
+# --- DNS --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def networks() -> None:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        needs.missing(NOT_A_ROOT)
+
+
+def in_namespace(folder: Path, names: dict[str, object], *arguments: str, **settings: str) -> Diagnosis:
+    coze = {"COZE_API_BASE": f"https://{HOST}", "COZE_API_TOKEN": TOKEN, **settings}
+    with namespace(names) as name:
+        return diagnose(environment(folder, coze), *arguments, cwd=folder, namespace=name)
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param("NXDOMAIN", ("no such name", "UPSTREAM_DOH_URL"), id="nxdomain"),
+        pytest.param([], ("no address",), id="empty"),
+        pytest.param("SERVFAIL", ("resolver failed",), id="servfail"),
+        pytest.param(["10.1.2.3"], ("10.1.2.3", "poisoned", "UPSTREAM_PRIVATE_HOSTS"), id="private"),
+        pytest.param(["127.0.0.1"], ("no public address",), id="loopback"),
+        pytest.param(["169.254.169.254"], ("no public address",), id="metadata"),
+        pytest.param(["0.0.0.0"], ("no public address",), id="unspecified"),
+        pytest.param(["240.0.0.1"], ("no public address",), id="reserved"),
+        pytest.param(["198.18.0.5"], ("Clash", "UPSTREAM_PROXY"), id="fake address"),
+        pytest.param(["2400:da00::1"], ("IPv6 addresses only", "no route"), id="IPv6 only"),
+    ],
+)
+def test_dns_that_lies_or_says_nothing(folder: Path, answer: object, words: tuple[str, ...]) -> None:
+    diagnosis = in_namespace(folder, {HOST: answer})
+    assert_ends_at(diagnosis, "dns", 11, *words)
+    assert diagnosis["tcp"]["found"] == "needs dns, which failed"
+
+
+@pytest.mark.usefixtures("networks")
+def test_a_resolver_that_is_not_there(folder: Path) -> None:
+    """The doctor's time is bounded, however patient the system's resolver is."""
+    with namespace({}) as name:
+        (Path("/etc/netns") / name / "resolv.conf").write_text("nameserver 127.0.0.9\n")
+        coze = {"COZE_API_BASE": f"https://{HOST}", "COZE_API_TOKEN": TOKEN}
+        started = time.monotonic()
+        diagnosis = diagnose(environment(folder, coze), cwd=folder, namespace=name)
+    assert_ends_at(diagnosis, "dns", 11, "can't be resolved")
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.usefixtures("networks")
+def test_a_resolver_that_never_answers(folder: Path) -> None:
+    with namespace({}) as name:
+        _silent(name, "203.0.113.9")
+        resolver = Path("/etc/netns") / name / "resolv.conf"
+        resolver.write_text("nameserver 203.0.113.9\noptions timeout:30\n")
+        coze = {"COZE_API_BASE": f"https://{HOST}", "COZE_API_TOKEN": TOKEN}
+        started = time.monotonic()
+        diagnosis = diagnose(environment(folder, coze), cwd=folder, timeout="1", namespace=name)
+    assert_ends_at(diagnosis, "dns", 11, "no answer in time")
+    assert time.monotonic() - started < 15
+
+
+def _silent(name: str, address: str) -> None:
+    """Packets to ``address`` go out and nothing comes back."""
+    pair = ["ip", "link", "add", "v0", "netns", name, "type", "veth", "peer", "name", "v1", "netns", name]
+    subprocess.run(pair, check=True)
+    for command in (
+        "link set v0 up",
+        "link set v1 up",
+        "addr add 203.0.113.1/24 dev v0",
+        f"neigh add {address} lladdr 02:00:00:00:00:09 dev v0 nud permanent",
+    ):
+        subprocess.run(["ip", "-n", name, *command.split()], check=True)
+
+
+def test_a_private_answer_is_right_for_a_host_that_is_named_so(here: Here) -> None:
+    """``localhost`` is such a host by itself."""
+    with serving(
+        with_tls(here.authority.issue(here.folder, "localhost"), passing_on_to(here.sandbox.url))
+    ) as server:
+        env = here.environment(
+            server.port, COZE_API_BASE=f"https://localhost:{server.port}", UPSTREAM_HOSTS=""
+        )
+        diagnosis = diagnose(env, cwd=here.folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+
+
+def test_dns_over_https_shows_that_the_systems_answer_is_another(here: Here) -> None:
+    """They disagree: a warning, since a server that is not Coze's can't pass the step tls."""
+    pem = here.authority.issue(here.folder, "localhost")
+    with (
+        serving(with_tls(pem, doh_server({"localhost": ["127.0.0.7"]}))) as doh,
+        serving(with_tls(pem, passing_on_to(here.sandbox.url))) as server,
+    ):
+        base = f"https://localhost:{server.port}"
+        env = here.environment(server.port, COZE_API_BASE=base, UPSTREAM_HOSTS="")
+        diagnosis = diagnose(env, "--doh", f"https://localhost:{doh.port}/dns-query", cwd=here.folder)
+    assert diagnosis["dns"]["status"] == "warning", diagnosis.printed
+    assert diagnosis["dns"]["facts"]["doh"] == ["127.0.0.7"]
+    assert "disagree" in diagnosis["dns"]["found"]
+    assert diagnosis.exit_code == 0
+
+
+def test_dns_over_https_that_cant_be_asked_is_only_said(here: Here) -> None:
+    with serving(
+        with_tls(here.authority.issue(here.folder, "localhost"), passing_on_to(here.sandbox.url))
+    ) as server:
+        base = f"https://localhost:{server.port}"
+        env = here.environment(server.port, COZE_API_BASE=base, UPSTREAM_HOSTS="")
+        diagnosis = diagnose(env, "--doh", f"https://localhost:{closed_port()}/dns-query", cwd=here.folder)
+    assert diagnosis["dns"]["status"] == "warning", diagnosis.printed
+    assert "did not help" in diagnosis["dns"]["means"]
+
+
+# --- TCP --------------------------------------------------------------------------------------------------
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_a_closed_port(here: Here) -> None:
+    diagnosis = diagnose(here.environment(closed_port()), cwd=here.folder)
+    assert_ends_at(diagnosis, "tcp", 12, "refused", "firewall")
+    assert diagnosis["tcp"]["facts"]["addresses"]["127.0.0.1"]["trouble"] == "refused"
+
+
+def test_a_black_hole(here: Here) -> None:
+    """A firewall that drops: what is sent vanishes, and the time is bounded."""
+    upstream = ScriptedUpstream()
+    with upstream.black_hole():
+        port = int(upstream.url.rpartition(":")[2])
+        started = time.monotonic()
+        diagnosis = diagnose(here.environment(port), cwd=here.folder, timeout="1")
+    upstream.close()
+    assert_ends_at(diagnosis, "tcp", 12, "no answer", "vanish", "UPSTREAM_PROXY")
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.usefixtures("networks")
+def test_no_route(folder: Path) -> None:
+    diagnosis = in_namespace(folder, {HOST: ["1.2.3.4"]})
+    assert_ends_at(diagnosis, "tcp", 12, "no route", "knows no way")
+
+
+def test_the_address_that_works_is_told_from_the_one_that_does_not(here: Here) -> None:
+    """IPv6 does not work here, IPv4 does: a warning, and the rest goes by what works."""
+    with serving(here.good()) as server:
+        env = here.environment(server.port, UPSTREAM_HOSTS=f"{HOST}=::1 127.0.0.1")
+        diagnosis = diagnose(env, cwd=here.folder)
+    assert diagnosis["tcp"]["status"] == "warning", diagnosis.printed
+    assert "IPv6 does not work from here, IPv4 does" in diagnosis["tcp"]["means"]
+    assert diagnosis["tls"]["status"] == "ok"
+
+
+# --- the proxy ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "UPSTREAM_PROXY"])
+def test_a_proxy_that_lets_us_through(here: Here, name: str) -> None:
+    """The name is the proxy's to resolve: nothing here knows it."""
+    with serving(http_proxy()) as proxy:
+        settings = {name: f"http://127.0.0.1:{proxy.port}", "UPSTREAM_HOSTS": ""}
+        diagnosis = here.diagnose(here.good(), **settings)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert diagnosis["dns"]["status"] == "warning"
+    assert diagnosis["proxy"]["facts"]["named_by"] == name.upper()
+
+
+def test_a_proxy_that_refuses_the_connection(here: Here) -> None:
+    diagnosis = here.diagnose(here.good(), HTTPS_PROXY=f"http://127.0.0.1:{closed_port()}")
+    assert_ends_at(diagnosis, "proxy", 13, "refused", "UPSTREAM_PROXY=none")
+
+
+@pytest.mark.parametrize("given", ["", "user:Wr0ngSECRET@"], ids=["none given", "a wrong one given"])
+def test_a_proxy_that_asks_for_a_password(here: Here, given: str) -> None:
+    with serving(http_proxy(password="right")) as proxy:
+        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"http://{given}127.0.0.1:{proxy.port}")
+    assert_ends_at(diagnosis, "proxy", 13, "asks for a password", "name:password@host")
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_a_proxy_gets_the_password_that_is_set(here: Here) -> None:
+    with serving(http_proxy(password="r1ght@SECRET")) as proxy:
+        url = f"http://user:r1ght%40SECRET@127.0.0.1:{proxy.port}"
+        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=url)
+    assert diagnosis["proxy"]["status"] == "ok", diagnosis.printed
+    assert "SECRET" not in diagnosis.printed
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("403 Forbidden", ("forbids",)), ("502 Bad Gateway", ("502", "log"))]
+)
+def test_a_proxy_that_forbids_or_fails(here: Here, status: str, words: tuple[str, ...]) -> None:
+    with serving(http_proxy(status=status)) as proxy:
+        diagnosis = here.diagnose(here.good(), HTTPS_PROXY=f"http://127.0.0.1:{proxy.port}")
+    assert_ends_at(diagnosis, "proxy", 13, *words)
+
+
+def test_a_proxy_that_never_answers(here: Here) -> None:
+    with serving(never_answering) as proxy:
+        diagnosis = here.diagnose(here.good(), timeout="1", HTTPS_PROXY=f"http://127.0.0.1:{proxy.port}")
+    assert_ends_at(diagnosis, "proxy", 13, "no answer")
+
+
+def test_a_proxy_that_is_none(here: Here) -> None:
+    with serving(lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9\r\n")) as proxy:
+        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"socks5h://127.0.0.1:{proxy.port}")
+    assert_ends_at(diagnosis, "proxy", 13, "no proxy of this kind")
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    network = Network()
+    yield network
+    network.close()
+
+
+def test_a_socks_proxy_that_lets_us_through(here: Here, network: Network) -> None:
+    """One that resolves names is given the name."""
+    with serving(here.good()) as server:
+        proxy = SocksProxy(names={f"{HOST}:{server.port}": server.port}, credential=("user", "r1ghtSECRET"))
+        url = f"socks5h://user:r1ghtSECRET@127.0.0.1:{network.serve(proxy)}"
+        env = here.environment(server.port, UPSTREAM_PROXY=url, UPSTREAM_HOSTS="")
+        diagnosis = diagnose(env, cwd=here.folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert set(proxy.asked) == {f"{HOST}:{server.port}"}
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_a_socks_proxy_is_given_the_address_that_the_settings_fix(here: Here, network: Network) -> None:
+    with serving(here.good()) as server:
+        proxy = SocksProxy(names={f"127.0.0.1:{server.port}": server.port})
+        url = f"socks5h://127.0.0.1:{network.serve(proxy)}"
+        diagnosis = diagnose(here.environment(server.port, UPSTREAM_PROXY=url), cwd=here.folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert set(proxy.asked) == {f"127.0.0.1:{server.port}"}
+
+
+@pytest.mark.parametrize("given", ["", "user:Wr0ngSECRET@"], ids=["none given", "a wrong one given"])
+def test_a_socks_proxy_that_asks_for_a_password(here: Here, network: Network, given: str) -> None:
+    port = network.serve(SocksProxy(credential=("user", "right")))
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"socks5h://{given}127.0.0.1:{port}")
+    assert_ends_at(diagnosis, "proxy", 13, "asks for a password")
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_a_socks_proxy_that_does_not_get_through(here: Here, network: Network) -> None:
+    port = network.serve(SocksProxy())
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"socks5h://127.0.0.1:{port}")
+    assert_ends_at(diagnosis, "proxy", 13, "SOCKS reply is 5", "does not get through")
+
+
+def test_a_proxy_that_is_reached_by_tls_itself(here: Here) -> None:
+    pem = here.authority.issue(here.folder, "127.0.0.1")
+    with serving(with_tls(pem, http_proxy())) as proxy:
+        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://127.0.0.1:{proxy.port}")
+    assert diagnosis["proxy"]["status"] == "ok", diagnosis.printed
+    assert diagnosis["tls"]["status"] == "ok"
+
+
+def test_a_proxy_whose_certificate_is_not_good(here: Here) -> None:
+    with serving(with_tls(self_signed(here.folder, "127.0.0.1"), http_proxy())) as proxy:
+        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://127.0.0.1:{proxy.port}")
+    assert_ends_at(diagnosis, "proxy", 13, "certificate does not verify")
+
+
+def test_a_proxy_that_is_set_and_does_not_apply(here: Here) -> None:
+    settings = {"HTTPS_PROXY": f"http://127.0.0.1:{closed_port()}"}
+    by_no_proxy = here.diagnose(here.good(), **settings, NO_PROXY=HOST)
+    by_setting = here.diagnose(here.good(), **settings, UPSTREAM_PROXY="none")
+    assert (by_no_proxy.exit_code, by_setting.exit_code) == (0, 0)
+    assert "NO_PROXY" in by_no_proxy["proxy"]["found"]
+    assert "UPSTREAM_PROXY=none" in by_setting["proxy"]["found"]
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------
+
+
+def dated(server_ahead: timedelta) -> bytes:
+    """An answer from a server with another clock."""
+    at = time.gmtime(time.time() + server_ahead.total_seconds())
+    date = time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", at)
+    body = b'{"code":700012006,"msg":"access token invalid"}'
+    return http_answer(body, "application/json", "401 Unauthorized", date)
+
+
+def test_an_expired_certificate(here: Here) -> None:
+    pem = here.authority.issue(here.folder, HOST, since=-9 * DAY, until=-2 * DAY)
+    diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
+    assert_ends_at(diagnosis, "tls", 14, "expired on", "out of date", "server's clock agrees")
+
+
+def test_a_clock_that_is_ahead(here: Here) -> None:
+    """The certificate expired by this clock, and the server's own clock says another day."""
+    pem = here.authority.issue(here.folder, HOST, since=-9 * DAY, until=-2 * DAY)
+    diagnosis = here.diagnose(with_tls(pem, saying(dated(-5 * DAY))))
+    assert_ends_at(diagnosis, "tls", 14, "clock is 5 days ahead of the server's", "NTP")
+
+
+def test_a_clock_that_is_behind(here: Here) -> None:
+    pem = here.authority.issue(here.folder, HOST, since=2 * DAY)
+    diagnosis = here.diagnose(with_tls(pem, saying(dated(3 * DAY))))
+    assert_ends_at(diagnosis, "tls", 14, "valid only from", "clock is 3 days behind the server's", "NTP")
+
+
+def test_a_clock_that_is_ahead_by_minutes(here: Here) -> None:
+    """The certificate is good all the same; assertions are not."""
+    pem = here.authority.issue(here.folder, HOST)
+    diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta(minutes=-5)))))
+    assert diagnosis["http"]["status"] == "warning", diagnosis.printed
+    assert "ahead of Coze's" in diagnosis["http"]["means"]
+    assert 290 < diagnosis["http"]["facts"]["clock_ahead_seconds"] < 320
+
+
+def test_a_self_signed_certificate(here: Here) -> None:
+    diagnosis = here.diagnose(with_tls(self_signed(here.folder, HOST), never_answering), timeout="1")
+    assert_ends_at(diagnosis, "tls", 14, "self-signed", "UPSTREAM_CA_FILE", "can't be turned off")
+
+
+def test_a_certificate_for_another_name(here: Here) -> None:
+    pem = here.authority.issue(here.folder, "portal.example", "*.portal.example")
+    diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
+    assert_ends_at(diagnosis, "tls", 14, "for portal.example, *.portal.example, not for coze.test", "DNS")
+
+
+def test_a_gateway_that_opens_the_encryption(here: Here) -> None:
+    """It has an authority of its own, which is no public one."""
+    pem = Authority.named("Corporate Inspection").issue(here.folder, HOST)
+    diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
+    assert_ends_at(
+        diagnosis, "tls", 14, "Corporate Inspection", "no public authority", "opens the encryption"
+    )
+    assert "Corporate Inspection" in diagnosis["tls"]["facts"]["issuer"]
+
+
+def test_a_chain_that_is_not_whole(here: Here) -> None:
+    """The issuer has the name of a public authority, and nothing leads to it."""
+    pem = Authority.named("DigiCert Inc").issue(here.folder, HOST)
+    diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
+    assert_ends_at(diagnosis, "tls", 14, "incomplete")
+
+
+def test_a_tls_handshake_that_gets_no_answer(here: Here) -> None:
+    diagnosis = here.diagnose(never_answering, timeout="1")
+    assert_ends_at(diagnosis, "tls", 14, "no answer in time", "SNI", "MTU")
+
+
+def test_a_tls_handshake_that_is_cut(here: Here) -> None:
+    """As firewalls do that look at the name in it."""
+
+    def cut(connection: socket.socket) -> None:
+        connection.recv(1)  # what is left unread makes it a reset
+
+    diagnosis = here.diagnose(cut)
+    assert_ends_at(diagnosis, "tls", 14, "cut during the TLS handshake")
+
+
+def test_a_server_that_speaks_no_tls(here: Here) -> None:
+    diagnosis = here.diagnose(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+    assert_ends_at(diagnosis, "tls", 14, "speaks no TLS")
+
+
+def test_slow_tls_is_told_of(here: Here) -> None:
+    """It goes through, so it is a warning."""
+    good = here.good()
+
+    def slow(connection: socket.socket) -> None:
+        threading.Event().wait(2.2)
+        good(connection)
+
+    diagnosis = here.diagnose(slow, timeout="6")
+    assert diagnosis["tls"]["status"] == "warning", diagnosis.printed
+    assert "very long" in diagnosis["tls"]["means"]
+
+
+# --- HTTP ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param(
+            http_answer(b"<html>Log in</html>", "text/html"),
+            ("HTML page, status 200", "captive portal"),
+            id="html",
+        ),
+        pytest.param(
+            http_answer(b"<html>", "text/html", "502 Bad Gateway"),
+            ("HTML page, status 502", "gateway"),
+            id="502",
+        ),
+        pytest.param(
+            http_answer(b"", "text/plain", "302 Found", "Location: https://portal.example/login?t=SECRET"),
+            ("redirected to portal.example", "captive portal"),
+            id="redirect",
+        ),
+        pytest.param(
+            http_answer(b'{"hello":1}', "application/json"),
+            ("JSON that is not Coze's",),
+            id="another service",
+        ),
+        pytest.param(
+            http_answer(b'{"code":5000,"msg":"Internal error"}', "application/json", "500 Oops"),
+            ("Coze answers 500", "trouble"),
+            id="Coze's own 500",
+        ),
+        pytest.param(b"not HTTP at all\r\n\r\n", ("no answer",), id="not HTTP"),
+    ],
+)
+def test_an_answer_that_is_not_cozes(here: Here, answer: bytes, words: tuple[str, ...]) -> None:
+    diagnosis = here.diagnose(with_tls(here.authority.issue(here.folder, HOST), saying(answer)))
+    assert_ends_at(diagnosis, "http", 15, *words)
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_a_server_that_takes_a_request_and_says_nothing(here: Here) -> None:
+    pem = here.authority.issue(here.folder, HOST)
+    diagnosis = here.diagnose(with_tls(pem, never_answering), timeout="1")
+    assert_ends_at(diagnosis, "http", 15, "no answer")
+
+
+# --- region and credential ----------------------------------------------------------------------------------
+
+
+def test_the_wrong_region(folder: Path, sandbox: SandboxControl) -> None:
+    """An app of one Coze, and the address of another."""
+    with in_subprocess() as other:
+        coze = {**sandbox.environment, "COZE_API_BASE": other.base_url}
+        diagnosis = diagnose(environment(folder, coze), cwd=folder)
+    assert_ends_at(diagnosis, "region", 16, "kid not been registred", "region", "PUBLIC_KEY_ID")
+    assert diagnosis["credential"]["status"] == "skipped"
+    assert diagnosis["cors"]["status"] == "ok"  # it stands on another step
+
+
+async def test_the_wrong_region_where_the_other_one_knows_the_app(
+    folder: Path, sandbox: SandboxControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other region is asked with an assertion made for it, and then named. Here it is the sandbox."""
+    with in_subprocess() as wrong:
+        coze = {**sandbox.environment, "COZE_API_BASE": wrong.base_url, "BROKER_DATA_DIR": str(folder)}
+        for name, value in coze.items():
+            monkeypatch.setenv(name, value)
+        host = wrong.base_url.removeprefix("http://")
+        way = Way(settings.load(), other_region={host: sandbox.url})
+        results = {each.step.name: each.finding for each in await all_of(way, STEPS_OF_THE_WAY)}
+    found = results["region"]
+    assert (found.status, results["credential"].status) == ("failed", "skipped")
+    assert sandbox.url in found.means
+    assert f"COZE_API_BASE={sandbox.url}" in found.do
+
+
+def test_a_fixed_token_is_sent_to_no_other_region(here: Here) -> None:
+    diagnosis = here.diagnose(here.good(), COZE_API_TOKEN=TOKEN)
+    assert diagnosis["region"]["status"] == "skipped"
+
+
+def test_a_token_that_coze_refuses(here: Here) -> None:
+    diagnosis = here.diagnose(here.good(), COZE_API_TOKEN=TOKEN)
+    assert_ends_at(diagnosis, "credential", 17, "personal access token", "700012006", "expired, revoked")
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_an_app_whose_key_is_anothers(folder: Path, sandbox: SandboxControl) -> None:
+    env = environment(folder, sandbox.environment)
+    env["COZE_JWT_OAUTH_PRIVATE_KEY_FILE_PATH"] = env["COZE_BROWSER_OAUTH_PRIVATE_KEY_FILE_PATH"]
+    diagnosis = diagnose(env, cwd=folder)
+    assert_ends_at(diagnosis, "credential", 17, "gives no access token", "don't belong together")
+
+
+def test_a_clock_that_coze_does_not_take(folder: Path, sandbox: SandboxControl) -> None:
+    """The broker's clock is an hour ahead: the whole process's, by libfaketime."""
+    faketime = needs.executable("faketime")
+    env = environment(folder, sandbox.environment)
+    command = [faketime, "-f", "+1h", *COMMAND, "doctor", "--timeout", "2"]
+    done = subprocess.run(
+        command, env=env, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 17, done.stdout + done.stderr
+    assert "clock" in done.stdout
+    assert "NTP" in done.stdout
+
+
+def test_an_app_of_the_browsers_that_may_do_too_much_is_told_of(
+    folder: Path, sandbox: SandboxControl
+) -> None:
+    env = environment(folder, sandbox.environment)
+    for end in ("CLIENT_ID", "PUBLIC_KEY_ID", "PRIVATE_KEY_FILE_PATH"):
+        env[f"COZE_BROWSER_OAUTH_{end}"] = env[f"COZE_JWT_OAUTH_{end}"]
+    diagnosis = diagnose(env, cwd=folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert diagnosis["credential"]["status"] == "warning"
+    assert "uploadFile" in diagnosis["credential"]["do"]
+
+
+# --- CORS and the upload ------------------------------------------------------------------------------------
+
+
+def test_cors_off(folder: Path, sandbox: SandboxControl) -> None:
+    sandbox.fail(path="/v1/files/upload", cors=False)
+    settings = {"BROKER_ALLOWED_ORIGINS": "https://app.example"}
+    diagnosis = diagnose(environment(folder, sandbox.environment, **settings), cwd=folder)
+    assert_ends_at(diagnosis, "cors", 18, "https://app.example", "by way of the broker")
+    assert diagnosis["credential"]["status"] == "ok"
+
+
+def test_cors_off_is_no_failure_where_nothing_is_to_go_direct(here: Here) -> None:
+    here.sandbox.fail(path="/v1/files/upload", cors=False)
+    diagnosis = here.diagnose(here.good())
+    assert (diagnosis.exit_code, diagnosis["cors"]["status"]) == (0, "warning")
+
+
+def test_an_upload_that_coze_refuses(here: Here) -> None:
+    here.sandbox.fail(path="/v1/files/upload", code=4101, msg=f"no permission for {OURS}")
+    diagnosis = here.diagnose(here.good(), "--upload")
+    assert_ends_at(diagnosis, "upload", 19, "4101", "uploadFile")
+    assert "SECRET" not in diagnosis.printed
+
+
+# --- the screen, secrets, and the end ------------------------------------------------------------------
+
+
+def test_the_screen_is_plain_in_a_pipe_and_coloured_on_a_terminal(here: Here) -> None:
+    env = here.environment(closed_port()) | {"TERM": "xterm-256color", "COLUMNS": "100"}
+    piped = run(env, "--timeout", "2", cwd=here.folder)
+    shown = on_a_terminal(env, here.folder)
+    assert "\x1b" not in piped.stdout
+    assert "\x1b[31m" in shown
+    for text in (piped.stdout, re.sub(r"\x1b\[[0-9;]*m", "", shown)):
+        assert re.search(r"FAIL +tcp +port \d+: 127.0.0.1: refused", text)
+        assert "The way to Coze ends at tcp (exit code 12" in text
+
+
+def on_a_terminal(env: dict[str, str], folder: Path) -> str:
+    main, side = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "doctor", "--timeout", "2"], env=env, cwd=folder, stdout=side, stderr=side
+    ):
+        os.close(side)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal's end looks
+            while piece := os.read(main, 65536):
+                shown += piece
+    os.close(main)
+    return shown.decode()
+
+
+def test_no_secret_is_shown_whoever_repeats_it(here: Here) -> None:
+    """A server that sends everything back it was sent: in its sentences, its headers, its certificate."""
+    token = here.sandbox.environment["COZE_API_TOKEN"]
+    says = f'{{"code":4100,"msg":"{token} \\u001b[2J is bad","detail":{{}}}}'.encode()
+    answer = http_answer(says, "application/json", "401 Unauthorized", f"X-Tt-Logid: {token}")
+    diagnosis = here.diagnose(with_tls(here.authority.issue(here.folder, HOST), saying(answer)))
+    assert diagnosis.exit_code == 17, diagnosis.printed
+    assert token not in diagnosis.printed
+    assert "\x1b" not in diagnosis.printed
+    assert "u001b" not in diagnosis.printed
+
+
+def test_control_c_ends_it_at_once(here: Here) -> None:
+    with serving(never_answering) as server:
+        env = here.environment(server.port)
+        command = [*COMMAND, "doctor", "--timeout", "30"]
+        with subprocess.Popen(
+            command, env=env, cwd=here.folder, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:  # it has begun, and waits for the handshake
+                if " proxy " in line:
+                    break
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == -signal.SIGINT
+            assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--doh", "http://dns.example/q"), ("--timeout", "0"), ("--timeout", "99")]
+)
+def test_options_that_are_none(folder: Path, wrong: tuple[str, str]) -> None:
+    assert run(environment(folder, {}), *wrong, cwd=folder).returncode == 2
+
+
+def test_the_exit_codes_are_documented_as_they_are() -> None:
+    documented = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", documented, re.MULTILINE)
+    assert rows == [(str(step.exit_code), step.name) for step in (*STEPS_OF_THE_WAY, UPLOAD)]
+
+
+@pytest.fixture(autouse=True)
+def _no_namespace_is_left() -> Iterator[None]:
+    yield
+    found = Path("/etc/netns")
+    assert not found.is_dir() or not list(found.glob("doctor-*"))

@@ -1,0 +1,126 @@
+"""The short form in a running broker: ``/ready`` and ``GET /api/v1/test/connection``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from broker import settings as broker_settings
+from broker.doctor.reachability import GLANCE_SECONDS, KEPT_SECONDS, QUIET_SECONDS, Reachability
+from tests.support.broker_process import Broker, running_broker
+from tests.support.doctor import never_answering
+from tests.support.raw_http import ScriptedUpstream, answering
+from tests.support.sandbox_control import SandboxControl
+
+PATH = "/api/v1/test/connection"
+UNKNOWN_TOKEN = {"code": 700012006, "msg": "access token invalid"}
+
+
+@pytest.fixture
+def upstream() -> Iterator[ScriptedUpstream]:
+    upstream = ScriptedUpstream(answering(UNKNOWN_TOKEN, "401 Unauthorized"))
+    yield upstream
+    upstream.close()
+
+
+@pytest.fixture
+def lonely(folder: Path, upstream: ScriptedUpstream) -> Iterator[Broker]:
+    """A broker whose Coze is ``upstream``."""
+    coze = {"COZE_API_BASE": upstream.url, "COZE_API_TOKEN": "pat_0123456789"}
+    with running_broker(folder, coze) as broker:
+        yield broker
+
+
+def test_coze_can_be_reached(broker: Broker) -> None:
+    key = broker.create_key("--scope=chat")["key"]
+    answer = httpx.get(broker.url + PATH, headers=broker.auth(key))
+    body = answer.json()
+    assert (answer.status_code, body["success"], body["message"]) == (200, True, "Coze can be reached.")
+    assert body["data"]["failed_step"] is None
+    assert [each["step"] for each in body["data"]["steps"]] == ["dns", "tcp", "proxy", "tls", "http"]
+
+
+def test_coze_is_away_and_the_broker_stays_ready(lonely: Broker, upstream: ScriptedUpstream) -> None:
+    """A balancer that took brokers away for it would take all of them."""
+    with upstream.gone():
+        body = httpx.get(lonely.url + PATH, headers=lonely.auth()).json()
+        ready = httpx.get(lonely.url + "/ready")
+    assert (body["success"], body["data"]["failed_step"]) == (False, "tcp")
+    assert "can't be reached" in body["message"]
+    assert (ready.status_code, ready.json()["ready"], ready.json()["coze"]) == (200, True, "tcp")
+
+
+def test_many_that_ask_at_once_are_one_load(lonely: Broker, upstream: ScriptedUpstream) -> None:
+    """One connection for TCP and one for HTTP; afterwards the answer is kept."""
+    upstream.does(upstream.script)
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=lonely.url, headers=lonely.auth(), timeout=30) as client:
+            first = await asyncio.gather(*(client.get(PATH) for _ in range(20)))
+            return [*first, await client.get(PATH)]
+
+    answers = asyncio.run(ask())
+    assert {answer.json()["data"]["checked_at"] for answer in answers} != set()
+    assert len({answer.json()["data"]["checked_at"] for answer in answers}) == 1
+    assert upstream.connections <= 2
+
+
+def test_nobody_without_a_servers_key_may_ask(broker: Broker) -> None:
+    """The refusal has this surface's envelope."""
+    pages = {"Origin": broker.origin, **broker.auth(broker.publishable_key)}
+    for headers, status, code in (({}, 401, "missing_credential"), (pages, 403, "wrong_scope")):
+        answer = httpx.get(broker.url + PATH, headers=headers)
+        body = answer.json()
+        assert (answer.status_code, body["success"], body["data"]["code"]) == (status, False, code)
+        assert body["message"]
+        assert body["data"]["request_id"] == answer.headers["x-request-id"]
+
+
+def test_no_address_is_taken_from_the_request(broker: Broker, upstream: ScriptedUpstream) -> None:
+    query = {"url": upstream.url, "base_url": upstream.url, "host": upstream.url}
+    headers = {**broker.auth(), "X-Forwarded-Host": upstream.url.removeprefix("http://")}
+    body = httpx.get(broker.url + PATH, params=query, headers=headers).json()
+    assert body["data"]["upstream"] == broker.environment["COZE_API_BASE"]
+    assert upstream.connections == 0
+
+
+def test_ready_does_not_wait_for_coze(folder: Path) -> None:
+    """Coze takes connections and says nothing: whoever asks ``/ready`` has the answer at once."""
+    silent = ScriptedUpstream(never_answering)
+    coze = {"COZE_API_BASE": silent.url, "COZE_API_TOKEN": "pat_0123456789"}
+    with running_broker(folder, coze) as broker:
+        started = time.monotonic()
+        for _ in range(5):
+            assert httpx.get(f"{broker.url}/ready").json()["coze"] == "unknown"
+        assert time.monotonic() - started < 5
+    silent.close()
+
+
+async def test_ready_asks_coze_seldom_and_not_right_after_a_start(
+    sandbox: SandboxControl, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    for name, value in {**sandbox.environment, "BROKER_DATA_DIR": str(folder)}.items():
+        monkeypatch.setenv(name, value)
+    now = [1000.0]
+    async with httpx.AsyncClient(base_url=sandbox.url) as client:
+        reachability = Reachability(broker_settings.load(), client, now=lambda: now[0])
+
+        async def asked() -> tuple[str, int]:
+            told = reachability.glance()
+            if reachability._running is not None:
+                await reachability._running
+            return told, len(sandbox.events(kind="retrieve"))
+
+        assert await asked() == ("unknown", 0)
+        now[0] += QUIET_SECONDS
+        assert await asked() == ("unknown", 1)
+        now[0] += KEPT_SECONDS
+        assert await asked() == ("ok", 1)
+        now[0] += GLANCE_SECONDS
+        assert await asked() == ("ok", 2)
+        await reachability.aclose()
