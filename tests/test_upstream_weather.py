@@ -21,6 +21,7 @@ from broker.errors import (
     UpstreamDown,
     UpstreamFailed,
     UpstreamLimit,
+    UpstreamTimeout,
     UpstreamUnreachable,
 )
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
@@ -299,6 +300,21 @@ def test_nothing_is_repeated_beyond_the_budget(coze: SmallCoze, folder: Path, bu
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
         assert time.monotonic() - began < 5
         assert len(coze.requests) == 1
+
+
+def test_a_lookup_whose_answer_drips_is_a_time_out(coze: SmallCoze, folder: Path) -> None:
+    """Each byte comes in time, the whole does not."""
+
+    def drip(connection: socket.socket) -> None:
+        read_bodiless(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while not coze.released.wait(0.1):
+            connection.sendall(b" ")
+
+    coze.does(drip)
+    short = {"BROKER_READ_TIMEOUT_SECONDS": "1", "BROKER_CONNECT_TIMEOUT_SECONDS": "1"}
+    with in_front_of(coze, folder, BROKER_UPSTREAM_RETRY_SECONDS="0", **short) as broker:
+        assert_refused(broker, retrieve(broker), UpstreamTimeout, DROP_IN)
 
 
 def test_without_a_budget_an_upload_goes_once(coze: SmallCoze, folder: Path) -> None:

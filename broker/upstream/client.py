@@ -89,6 +89,8 @@ def refusal_for(error: Exception, sent: Sent = "nothing") -> Refusal:
 
 
 def _was_too_slow(error: Exception) -> bool:
+    if isinstance(error, TimeoutError):  # asyncio's own names as its cause that it cancelled what it ended
+        return True
     cause = error.__cause__ or error
     if isinstance(cause, aiohttp.ClientError):
         return isinstance(cause, _TOO_SLOW)
