@@ -243,6 +243,16 @@ def test_a_direct_token_that_opens_it_is_no_token_for_the_broker(
         assert "retry-after" in refused.headers
 
 
+def test_a_token_endpoint_that_never_answers_opens_it(folder: Path, sandbox: SandboxControl) -> None:
+    """A page is not kept waiting for as long as Coze may take; that it took too long counts all the same."""
+    with running_broker(folder, sandbox.environment, BROKER_BREAKER_FAILURES="1") as broker:
+        sandbox.fail(path=TOKEN, never_answer=True)
+        began = time.monotonic()
+        assert_refused(broker, mint(broker, route="direct"), UpstreamDown)
+        assert time.monotonic() - began < 15
+        assert lines_of_the_breaker(broker) == ["coze is down"]
+
+
 # --- repeating ------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -84,10 +83,9 @@ class Minting:
     async def _try_direct(self, ttl_seconds: int) -> dict[str, Any] | None:
         """None when Coze gives no token: the file can still go through the broker."""
         try:
-            async with asyncio.timeout(DIRECT_TOKEN_SECONDS):
-                return await self._direct(ttl_seconds)
-        except (Refusal, TimeoutError) as trouble:
-            why = f"{trouble.code}: {trouble.log}" if isinstance(trouble, Refusal) else "Coze took too long"
+            return await self._direct(ttl_seconds)
+        except Refusal as trouble:
+            why = f"{trouble.code}: {trouble.log}"
             events.current().log = f"no direct token: {why}"
             logs.warning("no direct token", detail=why)
             return None
@@ -96,7 +94,10 @@ class Minting:
         broker = self.broker
         assert broker.browser_app is not None  # noqa: S101 - the policy sends nothing direct without one
         token = await broker.exchange.exchange(
-            broker.browser_app, duration_seconds=ttl_seconds, retry_seconds=DIRECT_RETRY_SECONDS
+            broker.browser_app,
+            duration_seconds=ttl_seconds,
+            retry_seconds=DIRECT_RETRY_SECONDS,
+            max_seconds=DIRECT_TOKEN_SECONDS,
         )
         expires_in = token.expires_at - int(time.time())
         upload_url = broker.settings.coze_api_base + UPLOAD_PATH

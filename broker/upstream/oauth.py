@@ -69,26 +69,34 @@ class TokenExchange:
         self._now = now
 
     async def exchange(
-        self, app: OAuthApp, *, duration_seconds: int, retry_seconds: float | None = None
+        self,
+        app: OAuthApp,
+        *,
+        duration_seconds: int,
+        retry_seconds: float | None = None,
+        max_seconds: float | None = None,
     ) -> AccessToken:
         """A fresh access token of ``app``. Repeated where that may help, each time with a new assertion, for
-        ``retry_seconds`` if that is less than the budget. Raises a refusal of the 502, 503 or 504 kind.
+        ``retry_seconds`` if that is less than the budget. Coze is given ``max_seconds`` for all of it; what
+        takes longer is Coze's time-out. Raises a refusal of the 502, 503 or 504 kind.
         """
+        give_up_at = None if max_seconds is None else asyncio.get_running_loop().time() + max_seconds
 
         async def once() -> AccessToken:
-            return await self._exchange(app, duration_seconds)
+            return await self._exchange(app, duration_seconds, give_up_at)
 
         return await self._guard.small_call(once, retry_seconds=retry_seconds, patient=False)
 
-    async def _exchange(self, app: OAuthApp, duration_seconds: int) -> AccessToken:
+    async def _exchange(self, app: OAuthApp, duration_seconds: int, give_up_at: float | None) -> AccessToken:
         try:
-            answered = await small_call(
-                self._client,
-                "POST",
-                TOKEN_PATH,
-                json={"grant_type": GRANT_TYPE, "duration_seconds": duration_seconds},
-                headers={"Authorization": f"Bearer {make_assertion(app, self._coze_host, self._now())}"},
-            )
+            async with asyncio.timeout_at(give_up_at):
+                answered = await small_call(
+                    self._client,
+                    "POST",
+                    TOKEN_PATH,
+                    json={"grant_type": GRANT_TYPE, "duration_seconds": duration_seconds},
+                    headers={"Authorization": f"Bearer {make_assertion(app, self._coze_host, self._now())}"},
+                )
         except CLIENT_ERRORS as error:
             raise refusal_for(error) from error
         token = _access_token(answered)
