@@ -474,6 +474,19 @@ def test_without_redis_each_process_pauses_by_itself(
         assert third - first > 1.5 > second - first
 
 
+def test_after_a_pause_uploads_still_take_turns(folder: Path, sandbox: SandboxControl) -> None:
+    """Two a second, also of those whose turns came while nobody might go."""
+    settings = {"BROKER_UPSTREAM_UPLOADS_PER_SECOND": "2", "BROKER_UPSTREAM_WAIT_SECONDS": "15"}
+    with running_broker(folder, sandbox.environment, **settings) as broker:
+        assert upload(broker).status_code == 200, "the app's token is there"
+        sandbox.fail(path=DROP_IN, times=1, status=429, headers={"Retry-After": "2"})
+        with ThreadPoolExecutor(6) as threads:
+            answers = list(threads.map(lambda _: upload(broker), range(6)))
+        assert sorted(each.status_code for each in answers) == [200] * 5 + [503]
+        stored = sorted(event["at"] for event in sandbox.events(kind="upload", outcome="stored"))
+        assert all(third - first > 0.5 for first, third in zip(stored, stored[2:], strict=False)), stored
+
+
 @pytest.mark.parametrize("with_redis", [False, True], ids=["memory", "Redis"])
 def test_whoever_leaves_while_it_waits_leaves_its_turn_to_the_next(
     folder: Path, sandbox: SandboxControl, redis_server: RedisServer, *, with_redis: bool

@@ -144,15 +144,8 @@ async def _take_turn(delivery: Delivery) -> None:
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + delivery.broker.settings.broker_upstream_wait_seconds
     await _wait_for_pause(delivery, give_up_at)
-    limit = delivery.broker.upstream_limit
-    if limit is None:
-        return
-    most = max(0.0, give_up_at - loop.time())
-    turn = await delivery.broker.limits.reserve(limit, max_wait_seconds=most)
-    if turn is None:
-        raise UpstreamLimit(retry_after_seconds=max(1, math.ceil(most)))
-    if turn.wait_seconds:
-        await _wait_for_turn(turn)
+    while await _wait_for_turn(delivery, give_up_at) and await delivery.broker.guard.pause.seconds_left():
+        # A turn whose moment came in a pause is over: all of those would go on at once when it ends.
         await _wait_for_pause(delivery, give_up_at)
 
 
@@ -168,7 +161,21 @@ async def _wait_for_pause(delivery: Delivery, give_up_at: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def _wait_for_turn(turn: Turn) -> None:
+async def _wait_for_turn(delivery: Delivery, give_up_at: float) -> bool:
+    """Until it is there; whether that was some time."""
+    limit = delivery.broker.upstream_limit
+    if limit is None:
+        return False
+    most = max(0.0, give_up_at - asyncio.get_running_loop().time())
+    turn = await delivery.broker.limits.reserve(limit, max_wait_seconds=most)
+    if turn is None:
+        raise UpstreamLimit(retry_after_seconds=max(1, math.ceil(most)))
+    if turn.wait_seconds:
+        await _until(turn)
+    return turn.wait_seconds > 0
+
+
+async def _until(turn: Turn) -> None:
     """Whoever leaves meanwhile leaves the turn to the next one."""
     try:
         await asyncio.sleep(turn.wait_seconds)
