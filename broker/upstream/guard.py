@@ -131,7 +131,7 @@ def _wait(state: RetryCallState) -> float:
     if isinstance(error, UpstreamCredentialRefused):  # with another one, at once
         return 0.0
     least = error.retry_after_seconds if isinstance(error, Refusal) else None
-    return max(BACKOFF(state), least or 0)
+    return (least or 0) + BACKOFF(state)  # by chance in any case: all were told the same Retry-After
 
 
 def _may_pass(error: BaseException, *, patient: bool) -> bool:
