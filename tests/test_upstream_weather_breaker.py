@@ -166,6 +166,7 @@ OUTCOMES: dict[Outcome, tuple[Refusal, ...]] = {
         UpstreamCredentialRefused(reply=Reply(200, 700012006)),
         UpstreamBusy(reply=Reply(429, 4013)),
         UpstreamBusy(reply=Reply(200, 4013)),
+        UpstreamBusy(reply=Reply(200, 4008)),
     ),
     "neither": (
         ClientLeft(),

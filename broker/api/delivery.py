@@ -113,7 +113,6 @@ async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Up
     broker.guard.check()
     pace.wait_for("slot")
     async with broker.admission.slot(delivery.grant.key_id), _scan(delivery) as scan:
-        await _take_turn(delivery)
         upload: Upload = await _persistently(delivery)(_send, delivery, scan, before_end)
     pace.over()  # Coze has the file: whoever leaves or is revoked from here on changes nothing
     if broker.browser_app is not None:  # else nothing goes direct
@@ -209,10 +208,9 @@ def _persistently(delivery: Delivery) -> AsyncRetrying:
 async def _send(delivery: Delivery, scan: Scan | None, before_end: BeforeEnd | None) -> Upload:
     """One attempt."""
     broker, pace, event = delivery.broker, delivery.pace, events.current()
-    if event.attempts:
-        await _take_turn(delivery)
     pace.wait_for("credential")
     authorization = await broker.files.authorization()
+    await _take_turn(delivery)  # after it, or all who waited for one token exchange would go on at once
     async with broker.guard.attempt(lambda: pace.ended_by):
         pace.wait_for("store")
         await _spend(broker, delivery.grant)

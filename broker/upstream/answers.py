@@ -139,6 +139,8 @@ def outcome_of(refusal: Refusal) -> Outcome:
         return "failure" if isinstance(refusal, _FAULTS) else "neither"
     if 400 <= reply.status < 500 or _is_too_much(reply):  # noqa: PLR2004 - HTTP's own borders
         return "neither" if reply.code is None else "success"
+    if isinstance(refusal, UpstreamBusy) and reply.status < 500:  # noqa: PLR2004
+        return "success"  # an account without quota does not call Coze down
     return "failure" if isinstance(refusal, _FAULTS) else "success"
 
 
