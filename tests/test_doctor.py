@@ -183,6 +183,16 @@ def test_settings_that_only_lack_a_credential_let_the_rest_be_looked_at(here: He
     assert diagnosis["credential"]["status"] == "failed"
 
 
+def test_nothing_is_sent_in_the_clear_to_another_machine(here: Here) -> None:
+    """Whoever is on the way could read the credential; the broker does not start with such settings."""
+    with serving(passing_on_to(here.sandbox.url)) as server:
+        base = f"http://{HOST}:{server.port}"
+        diagnosis = diagnose(here.environment(server.port, COZE_API_BASE=base), cwd=here.folder)
+    assert_ends_at(diagnosis, "settings", 10, "plain http")
+    assert set(diagnosis.statuses.values()) == {"failed", "skipped"}
+    assert here.sandbox.events(kind="retrieve") == []
+
+
 # --- DNS --------------------------------------------------------------------------------------------------
 
 

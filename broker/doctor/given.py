@@ -10,7 +10,7 @@ from broker.doctor.way import Way
 
 
 async def examine(way: Way) -> Finding:
-    """All problems at once; the way is walked all the same when only its beginning is known."""
+    """All problems at once; the way is walked all the same when only its beginning is known, and safe."""
     problems = settings.problems(way.settings)
     unwise = [] if problems else settings.warnings(way.settings)
     return judged(way, problems, unwise)
@@ -24,7 +24,8 @@ def judged(way: Way, problems: list[str], unwise: list[str]) -> Finding:
     except ValueError:
         found, usable = "COZE_API_BASE does not say where Coze is", False
     else:
-        usable = True
+        # Else the steps behind would send in the clear what the broker would not: it does not start so.
+        usable = way.target.is_tls or settings.is_loopback(way.target.host)
     if problems:
         means = "The broker does not start with these settings."
         finding = failed("; ".join(problems), means, "Mend them. `broker config` shows them all.", **facts)
