@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -253,6 +254,16 @@ def test_a_resolver_that_never_answers(folder: Path) -> None:
         diagnosis = diagnose(environment(folder, coze), cwd=folder, timeout="1", namespace=name)
     assert_ends_at(diagnosis, "dns", 11, "no answer in time")
     assert time.monotonic() - started < 15
+
+
+def test_a_machine_that_gives_no_socket_for_ipv6_has_no_way_there() -> None:
+    """As a kernel without IPv6; here no further file may be open."""
+    code = (
+        "import resource; from broker.doctor.dns import has_ipv6_route; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); print(has_ipv6_route())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "False\n", done.stderr
 
 
 def _silent(name: str, address: str) -> None:

@@ -299,9 +299,9 @@ async def _doh_query(client: httpx.AsyncClient, url: str, host: str, kind: str) 
 
 def has_ipv6_route() -> bool:
     """Whether the system knows a way to the IPv6 internet; nothing is sent to find out."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        try:
+    try:  # a kernel without IPv6 gives no such socket
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
             probe.connect(("2001:4860:4860::8888", 53))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
