@@ -17,11 +17,15 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from broker import settings
+from broker.doctor.calling import Reply
+from broker.doctor.credential import judged, refused_app
 from broker.doctor.examination import STEPS as STEPS_OF_THE_WAY
 from broker.doctor.examination import UPLOAD, all_of
+from broker.doctor.exchange import Exchanged
 from broker.doctor.way import Way
 from broker.sandbox.launch import in_subprocess
 from tests.support import needs
@@ -262,7 +266,8 @@ def test_a_machine_that_gives_no_socket_for_ipv6_has_no_way_there() -> None:
         "import resource; from broker.doctor.dns import has_ipv6_route; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); print(has_ipv6_route())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "False\n", done.stderr
 
 
@@ -655,6 +660,63 @@ async def test_the_wrong_region_where_the_other_one_knows_the_app(
     assert (found.status, results["credential"].status) == ("failed", "skipped")
     assert sandbox.url in found.means
     assert f"COZE_API_BASE={sandbox.url}" in found.do
+
+
+@pytest.mark.parametrize("answer", ["none", "no JSON"])
+async def test_another_region_that_does_not_say_so_is_not_said_to_know_the_app(
+    folder: Path, sandbox: SandboxControl, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """From many networks one of the regions is out of reach."""
+    page = saying(http_answer(b"<html>", "text/html", "403 Forbidden"))
+    with in_subprocess() as wrong, serving(page) as other:
+        coze = {**sandbox.environment, "COZE_API_BASE": wrong.base_url, "BROKER_DATA_DIR": str(folder)}
+        for name, value in coze.items():
+            monkeypatch.setenv(name, value)
+        host = wrong.base_url.removeprefix("http://")
+        url = f"http://127.0.0.1:{closed_port() if answer == 'none' else other.port}"
+        way = Way(settings.load(), other_region={host: url})
+        found = {each.step.name: each.finding for each in await all_of(way, STEPS_OF_THE_WAY)}["region"]
+    assert found.status == "failed"
+    assert "or the app belongs to the other region" in found.means
+    assert url not in found.do
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "means"),
+    [
+        ({"error_code": "invalid_client", "error_message": "iss is not the client of this kid"}, 401, "app"),
+        ({"error_code": "invalid_client", "error_message": "app associated with no account"}, 401, "app"),
+        ({"error_code": "invalid_request", "error_message": "invalid jwt: expired"}, 400, "clock"),
+        ({"error_code": "internal_error", "error_message": "Oops"}, 500, "trouble"),
+        ({"error_code": "slow_down", "error_message": "too many requests"}, 429, "too much to do"),
+        (None, 403, "no answer of Coze's"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else None,
+)
+def test_what_the_token_endpoint_says_of_an_app(body: dict[str, str] | None, status: int, means: str) -> None:
+    done = Exchanged("", Reply(status, httpx.Headers(), body, 0.1))
+    finding = refused_app("COZE_JWT_OAUTH_…", done)
+    assert not done.is_unknown_kid
+    assert finding.status == "failed"
+    assert means in finding.means
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "expected"),
+    [
+        ({"code": 4200, "msg": "not found"}, 404, "ok"),
+        (None, 404, "ok"),  # Studio's, which has no such path
+        (None, 200, "warning"),
+        (None, 302, "warning"),
+        ({"code": 5000, "msg": "Oops"}, 500, "failed"),
+        ({"code": 4100, "msg": "invalid"}, 200, "failed"),
+    ],
+)
+def test_only_an_answer_of_cozes_says_that_a_credential_is_taken(
+    body: dict[str, object] | None, status: int, expected: str
+) -> None:
+    reply = Reply(status, httpx.Headers(), body, 0.1)
+    assert judged("COZE_API_TOKEN", reply, is_app=False, has_other_region=True).status == expected
 
 
 def test_a_fixed_token_is_sent_to_no_other_region(here: Here) -> None:

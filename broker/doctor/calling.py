@@ -48,6 +48,11 @@ class Reply:
         return "html" in self.headers.get("content-type", "").lower()
 
     @property
+    def is_trouble(self) -> bool:
+        """Whether who answers has trouble, or too much to do."""
+        return self.status >= 500 or self.status == 429  # noqa: PLR2004 - HTTP's own
+
+    @property
     def code(self) -> str:
         """Coze's code, as the files API or the token endpoint writes it; empty where there is none."""
         body = self.body or {}

@@ -18,6 +18,10 @@ from broker.upstream.coze import RETRIEVE_PATH
 KINDS = {"pat_": "a personal access token", "sat_": "a service access token", "czs_": "an access token"}
 REFUSED_CODES = {"4100", "700012006", "401"}
 NOT_PERMITTED = "4101"
+NO_SUCH_PATH = 404
+"""Studio has no look-up of files: whoever is told so was let in."""
+NOT_COZE = "That is no answer of Coze's: something on the way answers in its place."
+BETWEEN = "Look at what stands in between; check COZE_API_BASE, its path too."
 UNTOLD = "whether it may upload is told by --upload alone"
 
 
@@ -70,16 +74,18 @@ def judged(name: str, reply: Reply, *, is_app: bool, has_other_region: bool) -> 
         means += ", or of the other region." if has_other_region else ", or of another server."
         do = "Make a new one at Coze, in the region of COZE_API_BASE. A personal one lives 30 days at most."
         return failed(f"{name}; Coze refuses it ({reply})", means, do, **facts)
-    if reply.status >= 500 or reply.status == 429:  # noqa: PLR2004 - HTTP's own
-        return failed(
-            f"{name}; Coze answers {reply}", "Coze has trouble, or too much to do.", "Wait.", **facts
-        )
+    if reply.is_trouble:
+        return _untold(name, reply, facts)
+    if not reply.code and reply.status != NO_SUCH_PATH:
+        return warning(f"{name}; the answer is {reply}", NOT_COZE, BETWEEN, **facts)
     return ok(f"{name}; Coze takes it; {UNTOLD}", **facts)
 
 
 def refused_app(name: str, done: Exchanged) -> Finding:
     """No access token for an app: what Coze said, and what helps."""
     facts = {**facts_of(done.reply), "kind": name}
+    if done.is_trouble:
+        return _untold(name, done.reply, facts)
     found = f"{name}; Coze gives no access token ({done.reply})"
     if done.is_about_time:
         return failed(found, "The assertion's times are off: this machine's clock is wrong.", CLOCK, **facts)
@@ -89,6 +95,14 @@ def refused_app(name: str, done: Exchanged) -> Finding:
         "Compare all three with the app's page at Coze; a change there takes some seconds to act.",
         **facts,
     )
+
+
+def _untold(name: str, reply: Reply, facts: dict[str, Any]) -> Finding:
+    """For an answer that says nothing of the credential."""
+    found = f"{name}; the answer is {reply}"
+    if reply.is_trouble:
+        return failed(found, "Coze has trouble, or too much to do.", "Wait, and try again.", **facts)
+    return failed(found, NOT_COZE, BETWEEN, **facts)
 
 
 # --- the browser's app ----------------------------------------------------------------------------------
@@ -112,6 +126,8 @@ def judged_browser(name: str, reply: Reply) -> Finding:
     if reply.code in REFUSED_CODES or reply.status in (401, 403):
         means = "Tokens for the direct route are refused."
         return failed(f"{name}; Coze refuses its token ({reply})", means, "Check the app at Coze.", **facts)
+    if reply.is_trouble or not reply.code:
+        return _untold(name, reply, facts)
     means = "Its tokens are in browsers, and can look up files of the whole account."
     do = "Take all permissions but uploadFile from that app."
     return warning(f"{name}: Coze takes it; it may look files up", means, do, **facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from broker.settings import OAuthApp
 from broker.upstream.oauth import GRANT_TYPE, TOKEN, TOKEN_PATH, make_assertion
 
 DURATION_SECONDS = 60
+_UNKNOWN_KID = re.compile(r"\bkid\b.*\bnot\b.*\bregist", re.IGNORECASE)
+_TIMES = re.compile(r"\b(expired|iat|exp|nbf|future|not yet)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,17 @@ class Exchanged:
     @property
     def is_unknown_kid(self) -> bool:
         """Coze's words are ``invalid jwt: kid not been registred``."""
-        return not self.token and "kid" in self.reply.message.lower()
+        return not self.token and _UNKNOWN_KID.search(self.reply.message) is not None
 
     @property
     def is_about_time(self) -> bool:
         """Whether the assertion's times are what Coze does not like."""
-        words = ("expired", "iat", "not yet", "future", "nbf")
-        return not self.token and any(word in self.reply.message.lower() for word in words)
+        return not self.token and _TIMES.search(self.reply.message) is not None
+
+    @property
+    def is_trouble(self) -> bool:
+        """Whether the answer says nothing of the app: Coze is busy or has trouble, or it is not Coze's."""
+        return not self.token and (self.reply.is_trouble or not self.reply.code)
 
 
 async def exchanged(client: httpx.AsyncClient, app: OAuthApp, base_url: str) -> Exchanged:

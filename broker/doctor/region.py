@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from broker.doctor.calling import CallFailedError, open_client
 from broker.doctor.exchange import Exchanged, exchanged
-from broker.doctor.finding import Finding, failed, ok, skipped
+from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.http import facts_of
 from broker.doctor.way import Way
 
@@ -26,13 +26,19 @@ async def examine(way: Way) -> Finding:
         )
     if here.token and way.settings.server_app is not None:
         way.tokens["server"] = here.token
-    return judged(way, here, is_known_elsewhere=here.is_unknown_kid and await _is_known_elsewhere(way))
+    elsewhere = await _is_known_elsewhere(way) if here.is_unknown_kid else None
+    return judged(way, here, is_known_elsewhere=elsewhere)
 
 
-def judged(way: Way, here: Exchanged, *, is_known_elsewhere: bool) -> Finding:
-    """What the token endpoint's answer says of the region; all else it says is the next step's."""
+def judged(way: Way, here: Exchanged, *, is_known_elsewhere: bool | None) -> Finding:
+    """What the token endpoint's answer says of the region; all else it says is the next step's.
+
+    ``is_known_elsewhere`` is None where the other region could not be asked, or there is none.
+    """
     host, facts = way.target.host, facts_of(here.reply)
     other = way.other_region.get(way.target.origin.partition("://")[2])
+    if here.is_trouble:
+        return warning(f"the token endpoint answers {here.reply}", "It can't be told.", **facts)
     if not here.is_unknown_kid:
         return ok(f"{host} knows the OAuth app's key", **facts)
     found = f"{host} does not know the OAuth app's key ({here.reply.message})"
@@ -45,7 +51,9 @@ def judged(way: Way, here: Exchanged, *, is_known_elsewhere: bool) -> Finding:
         )
     means = "The public key id is wrong or was removed"
     means += (
-        ", or the app belongs to the other region." if other is None else "; the other region has none, too."
+        "; the other region does not know it, too."
+        if is_known_elsewhere is False
+        else ", or the app belongs to the other region."
     )
     return failed(
         found,
@@ -56,14 +64,16 @@ def judged(way: Way, here: Exchanged, *, is_known_elsewhere: bool) -> Finding:
     )
 
 
-async def _is_known_elsewhere(way: Way) -> bool:
+async def _is_known_elsewhere(way: Way) -> bool | None:
+    """None where nobody there says so: it may be out of reach from here, or busy."""
     url = way.other_region.get(way.target.origin.partition("://")[2])
     app = way.settings.server_app or way.settings.browser_app
     if url is None or app is None:
-        return False
+        return None
     there = replace(way, settings=way.settings.model_copy(update={"coze_api_base": url}), client=None)
     try:
         async with open_client(there) as client:
-            return not (await exchanged(client, app, url)).is_unknown_kid
+            done = await exchanged(client, app, url)
     except CallFailedError:
-        return False
+        return None
+    return False if done.is_unknown_kid else bool(done.token) or None
