@@ -188,6 +188,18 @@ def test_settings_that_only_lack_a_credential_let_the_rest_be_looked_at(here: He
     assert diagnosis["credential"]["status"] == "failed"
 
 
+def test_an_app_whose_private_key_is_not_there(folder: Path, sandbox: SandboxControl) -> None:
+    """The likeliest slip: it is told as such, and no step has a fault of its own."""
+    env = environment(folder, sandbox.environment)
+    env["COZE_JWT_OAUTH_PRIVATE_KEY_FILE_PATH"] = str(folder / "nowhere.pem")
+    diagnosis = diagnose(env, cwd=folder)
+    assert_ends_at(diagnosis, "settings", 10, "COZE_JWT_OAUTH_PRIVATE_KEY")
+    assert diagnosis["region"]["status"] == "skipped"
+    assert diagnosis["credential"]["found"] == "an OAuth app is not whole"
+    assert diagnosis["cors"]["status"] == "ok"
+    assert "has a fault here" not in diagnosis.printed
+
+
 def test_nothing_is_sent_in_the_clear_to_another_machine(here: Here) -> None:
     """Whoever is on the way could read the credential; the broker does not start with such settings."""
     with serving(passing_on_to(here.sandbox.url)) as server:
@@ -777,6 +789,12 @@ def test_cors_off_is_no_failure_where_nothing_is_to_go_direct(here: Here) -> Non
     here.sandbox.fail(path="/v1/files/upload", cors=False)
     diagnosis = here.diagnose(here.good())
     assert (diagnosis.exit_code, diagnosis["cors"]["status"]) == (0, "warning")
+
+
+def test_cors_off_is_no_failure_once_its_advice_is_followed(folder: Path, sandbox: SandboxControl) -> None:
+    sandbox.fail(path="/v1/files/upload", cors=False)
+    diagnosis = diagnose(environment(folder, sandbox.environment, BROKER_DIRECT_MAX_BYTES="0"), cwd=folder)
+    assert (diagnosis.exit_code, diagnosis["cors"]["status"]) == (0, "warning"), diagnosis.printed
 
 
 def test_an_upload_that_coze_refuses(here: Here) -> None:

@@ -28,7 +28,7 @@ async def examine(way: Way) -> Finding:
     origins = way.settings.allowed_origins
     done = await asyncio.gather(*(_preflight(way, origin) for origin in origins[:MAX_ORIGINS]))
     left = len(origins) - len(done)
-    return judged(done, left=left, has_direct_route=way.settings.browser_app is not None)
+    return judged(done, left=left, has_direct_route=way.goes_direct)
 
 
 def judged(done: list[Preflight], *, left: int = 0, has_direct_route: bool) -> Finding:
@@ -40,12 +40,12 @@ def judged(done: list[Preflight], *, left: int = 0, has_direct_route: bool) -> F
     bad = [each for each in done if each.trouble]
     more = f" ({left} more origins were not tried)" if left else ""
     if not bad:
-        direct = "" if has_direct_route else "; no browser app is set, so nothing goes direct"
+        direct = "" if has_direct_route else "; by the settings nothing goes direct"
         return ok(f"pages of {', '.join(each.origin for each in done)} may upload{direct}{more}", **facts)
     found = "; ".join(f"{each.origin}: {each.trouble}" for each in bad) + more
     if not has_direct_route:
         return warning(
-            found, "Browsers can't go straight to Coze; none is meant to: no browser app is set.", **facts
+            found, "Browsers can't go straight to Coze; by the settings none is meant to.", **facts
         )
     return failed(
         found,

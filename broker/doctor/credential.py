@@ -27,6 +27,9 @@ UNTOLD = "whether it may upload is told by --upload alone"
 
 async def examine(way: Way) -> Finding:
     """The server's credential first, then the browser's app, if there is one."""
+    if way.has_broken_app:
+        means = "The broker does not start with half an app, or with a private key that it can't read."
+        return failed("an OAuth app is not whole", means, "See the step settings.")
     try:
         finding = await _of_server(way)
         if finding.status != "ok" or way.settings.browser_app is None:

@@ -15,6 +15,8 @@ async def examine(way: Way) -> Finding:
     """By an exchange of the server's app, or the browser's. A fixed token is sent to no other region to find
     out; an assertion is good for one call at the host it was made for, so it may be.
     """
+    if way.has_broken_app:
+        return skipped("an OAuth app is not whole, see the step settings")
     app = way.settings.server_app or way.settings.browser_app
     if app is None:
         return skipped("only an OAuth app tells; the step credential tries the token")

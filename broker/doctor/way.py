@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from broker.settings import Settings
 from broker.settings.proxy import Proxy
@@ -84,6 +85,22 @@ class Way:
             return self.settings.coze_proxy
         except ValueError:
             return None
+
+    @property
+    def has_broken_app(self) -> bool:
+        """Whether an OAuth app is set and not whole; the step settings says what it lacks."""
+        try:
+            apps = self.settings.server_app, self.settings.browser_app
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm):  # its private key can't be read
+            return True
+        return not all(app.client_id and app.public_key_id for app in apps if app is not None)
+
+    @property
+    def goes_direct(self) -> bool:
+        """Whether pages are meant to send files straight to Coze."""
+        if self.settings.broker_direct_max_bytes == 0:
+            return False
+        return self.has_broken_app or self.settings.browser_app is not None
 
     @property
     def coze(self) -> httpx.AsyncClient:
