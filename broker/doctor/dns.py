@@ -67,9 +67,12 @@ class Asked:
     @property
     def usable(self) -> tuple[str, ...]:
         """Those of its addresses that the broker would connect to."""
-        if self.may_be_private:
-            return self.used.addresses
-        return tuple(each for each in self.used.addresses if kind_of(each) is None)
+        return self.usable_of(self.used)
+
+    def usable_of(self, answers: Answers | None) -> tuple[str, ...]:
+        """Those of any resolver's."""
+        addresses = () if answers is None else answers.addresses
+        return tuple(each for each in addresses if self.may_be_private or kind_of(each) is None)
 
 
 async def examine(way: Way) -> Finding:
@@ -80,7 +83,7 @@ async def examine(way: Way) -> Finding:
         return ok(fixed[1], addresses=list(fixed[0]))
     asked = await _ask(way)
     way.addresses = asked.usable[:MAX_ADDRESSES]
-    way.doh_addresses = () if asked.doh is None else asked.doh.addresses
+    way.doh_addresses = asked.usable_of(asked.doh)[:MAX_ADDRESSES]
     finding = judged(asked)
     if finding.status == "failed" and way.proxy is not None and way.proxy.resolves_names:
         return warning(
@@ -113,7 +116,8 @@ def _nothing(asked: Asked, facts: dict[str, Any]) -> Finding:
     found = f"{who} has no address for {asked.host}: {asked.used}"
     other = asked.system if asked.doh_decides else asked.doh
     if other is not None and other.addresses:
-        means = f"Another resolver has one ({other}), so the one that the broker asks is wrong or kept off."
+        found += f"; another resolver says {other}"
+        means = "The resolver that the broker asks is wrong or kept off."
         do = "Take another UPSTREAM_DOH_URL, or none." if asked.doh_decides else USE_DOH
         return failed(found, means, do, **facts)
     if asked.used.trouble in ("nxdomain", "empty"):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.doctor.connecting import DENIED, NO_ROUTE, REFUSED, SILENT, trouble_of
-from broker.doctor.finding import Finding, failed, ok, warning
+from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.way import Way
 
 
@@ -28,6 +28,8 @@ Attempts = Mapping[str, Attempt]
 
 async def examine(way: Way) -> Finding:
     """Puts the addresses that answer first. Where a proxy applies, the direct way need not be open."""
+    if not way.addresses and way.proxy is not None:
+        return skipped("no address is known, and the proxy needs none")
     attempts = await _try(way, way.addresses)
     others = [each for each in way.doh_addresses if each not in attempts]
     works_elsewhere = not _open(attempts) and bool(_open(await _try(way, others)))
