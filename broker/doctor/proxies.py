@@ -7,7 +7,7 @@ import ssl
 import time
 from typing import Any
 
-from broker.doctor.connecting import trouble_of
+from broker.doctor.connecting import SILENT, trouble_of
 from broker.doctor.finding import Finding, failed, ok
 from broker.doctor.way import Way
 
@@ -55,6 +55,10 @@ def judged(where: str, trouble: str | int, *, has_password: bool, facts: dict[st
         said = f"answers {trouble}" if isinstance(trouble, int) else f"answers: {trouble}"
         means = "The proxy is there, and does not get through to Coze itself."
         return failed(f"{where} {said}", means, "Look into the proxy's log.", **facts)
+    if trouble == SILENT:
+        means = "Packets to the proxy vanish, or it takes long to get through to Coze, or can't."
+        do = "Check its address, and whether it lets this machine in; look into its log."
+        return failed(f"{where}: {trouble}", means, do, **facts)
     return failed(
         f"{where}: {trouble}",
         "The proxy can't be reached, or what is there is no proxy of this kind.",
@@ -89,8 +93,8 @@ async def _through(way: Way) -> str | int:
     try:
         async with opened(way):
             return ""
-    except ProxyTimeoutError:
-        return "no answer"
+    except (ProxyTimeoutError, TimeoutError):
+        return SILENT
     except ProxyConnectionError as error:
         return trouble_of(OSError(error.errno, ""))
     except ProxyError as error:
