@@ -26,6 +26,8 @@ from broker.doctor.credential import judged, refused_app
 from broker.doctor.examination import STEPS as STEPS_OF_THE_WAY
 from broker.doctor.examination import UPLOAD, all_of
 from broker.doctor.exchange import Exchanged
+from broker.doctor.tls import EXPIRED, Refused, Shown
+from broker.doctor.tls import judged as judged_tls
 from broker.doctor.way import Way
 from broker.sandbox.launch import in_subprocess
 from tests.support import needs
@@ -362,6 +364,14 @@ def test_a_black_hole(here: Here) -> None:
 
 
 @pytest.mark.usefixtures("networks")
+def test_an_address_is_not_tried_where_a_proxy_resolves_the_name(folder: Path) -> None:
+    proxy = f"http://127.0.0.1:{closed_port()}"
+    diagnosis = in_namespace(folder, {HOST: "NXDOMAIN"}, UPSTREAM_PROXY=proxy)
+    assert_ends_at(diagnosis, "proxy", 13, "refused")
+    assert (diagnosis["dns"]["status"], diagnosis["tcp"]["status"]) == ("warning", "skipped")
+
+
+@pytest.mark.usefixtures("networks")
 def test_no_route(folder: Path) -> None:
     diagnosis = in_namespace(folder, {HOST: ["1.2.3.4"]})
     assert_ends_at(diagnosis, "tcp", 12, "no route", "knows no way")
@@ -424,7 +434,7 @@ def test_a_proxy_that_forbids_or_fails(here: Here, status: str, words: tuple[str
 def test_a_proxy_that_never_answers(here: Here) -> None:
     with serving(never_answering) as proxy:
         diagnosis = here.diagnose(here.good(), timeout="1", HTTPS_PROXY=f"http://127.0.0.1:{proxy.port}")
-    assert_ends_at(diagnosis, "proxy", 13, "no answer")
+    assert_ends_at(diagnosis, "proxy", 13, "no answer", "takes long to get through to Coze", "log")
 
 
 def test_a_proxy_that_is_none(here: Here) -> None:
@@ -515,6 +525,15 @@ def test_an_expired_certificate(here: Here) -> None:
     assert_ends_at(diagnosis, "tls", 14, "expired on", "out of date", "server's clock agrees")
 
 
+def test_a_chain_whose_authority_is_over() -> None:
+    """The server's own certificate is good: nobody is told that it expired in the future."""
+    now = time.time()
+    shown = Shown("CN=a", "CN=b", ("a",), now - 10, now + 10, is_self_signed=False)
+    finding = judged_tls(Refused(HOST, EXPIRED, shown, 0.0, now))
+    assert (finding.status, "in the chain" in finding.found) == ("failed", True)
+    assert "UPSTREAM_CA_FILE" in finding.means
+
+
 def test_a_clock_that_is_ahead(here: Here) -> None:
     """The certificate expired by this clock, and the server's own clock says another day."""
     pem = here.authority.issue(here.folder, HOST, since=-9 * DAY, until=-2 * DAY)
@@ -558,9 +577,10 @@ def test_a_gateway_that_opens_the_encryption(here: Here) -> None:
     assert "Corporate Inspection" in diagnosis["tls"]["facts"]["issuer"]
 
 
-def test_a_chain_that_is_not_whole(here: Here) -> None:
+@pytest.mark.parametrize("issuer", ["DigiCert Inc", "DigiCert, Inc."])
+def test_a_chain_that_is_not_whole(here: Here, issuer: str) -> None:
     """The issuer has the name of a public authority, and nothing leads to it."""
-    pem = Authority.named("DigiCert Inc").issue(here.folder, HOST)
+    pem = Authority.named(issuer).issue(here.folder, HOST)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
     assert_ends_at(diagnosis, "tls", 14, "incomplete")
 
@@ -618,6 +638,11 @@ def test_slow_tls_is_told_of(here: Here) -> None:
             http_answer(b"", "text/plain", "302 Found", "Location: https://portal.example/login?t=SECRET"),
             ("redirected to portal.example", "captive portal"),
             id="redirect",
+        ),
+        pytest.param(
+            http_answer(b"", "text/plain", "302 Found", "Location: https://[portal/login?t=SECRET"),
+            ("redirected to another place", "captive portal"),
+            id="redirect to no address",
         ),
         pytest.param(
             http_answer(b'{"hello":1}', "application/json"),

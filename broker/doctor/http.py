@@ -6,7 +6,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from broker.doctor.calling import CallFailedError, Reply, ask, open_client
+from broker.doctor.calling import CallFailedError, Reply, ask, open_client, shown
 from broker.doctor.finding import Finding, failed, ok, warning
 from broker.doctor.tls import CLOCK, clock_ahead_seconds
 from broker.doctor.way import Target, Way
@@ -69,7 +69,7 @@ def _strange(target: Target, reply: Reply) -> tuple[str, str, str] | None:
     if target.host in CONSOLES:
         return f"{target.host} answers {reply.status}", "That is Coze's website, not its API.", where_api
     if 300 <= reply.status < 400:  # noqa: PLR2004 - HTTP's own
-        to = urlsplit(reply.headers.get("location", "")).hostname or "another place"
+        to = _host_in(reply.headers.get("location", "")) or "another place"
         return f"redirected to {to}", PORTAL, "Log in to the network, or have Coze's host allowed."
     if reply.body is None:
         what = "an HTML page" if reply.is_html else "something that is no JSON"
@@ -84,6 +84,13 @@ def _strange(target: Target, reply: Reply) -> tuple[str, str, str] | None:
             "Wait; then ask its support, with the logid.",
         )
     return None
+
+
+def _host_in(location: str) -> str:
+    try:
+        return shown(urlsplit(location).hostname or "")
+    except ValueError:
+        return ""
 
 
 def _no_json(reply: Reply) -> tuple[str, str]:

@@ -112,6 +112,13 @@ def judged(refused: Refused) -> Finding:
 
 def _of_time(refused: Refused, facts: dict[str, Any]) -> Finding:
     shown, skew = refused.shown, refused.skew_seconds
+    if shown is not None and shown.not_before <= refused.now <= shown.not_after:
+        return failed(
+            "a certificate in the chain is out of date, not the server's own",
+            "The server sends an old chain, UPSTREAM_CA_FILE has an old authority, or the clock is wrong.",
+            f"Mend the chain or the file. {CLOCK}",
+            **facts,
+        )
     is_early = refused.code == NOT_YET_VALID
     when = _day(shown.not_before if is_early else shown.not_after) if shown else "another time"
     found = f"the certificate {'is valid only from' if is_early else 'expired on'} {when}, and it is " + _day(
@@ -137,7 +144,8 @@ def _of_time(refused: Refused, facts: dict[str, Any]) -> Finding:
 def _of_chain(refused: Refused, facts: dict[str, Any]) -> Finding:
     shown = refused.shown
     issuer = shown.issuer if shown else "somebody"
-    if shown is not None and any(name and name in issuer for name in refused.public_issuers):
+    plain = issuer.replace("\\", "")  # RFC 4514 §2.4 escapes the comma in "DigiCert, Inc."
+    if shown is not None and any(name and name in plain for name in refused.public_issuers):
         return failed(
             f"the chain to {issuer} is incomplete",
             "The issuer looks public, but the server does not send the certificates in between.",
