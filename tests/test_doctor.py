@@ -326,6 +326,18 @@ def test_dns_over_https_shows_that_the_systems_answer_is_another(here: Here) -> 
     assert diagnosis.exit_code == 0
 
 
+def test_dns_over_https_that_answers_for_one_family_alone(here: Here) -> None:
+    """The broker goes by what came, and so does the doctor."""
+    pem = here.authority.issue(here.folder, "localhost")
+    settings = {"UPSTREAM_HOSTS": "", "UPSTREAM_PRIVATE_HOSTS": HOST}
+    with serving(with_tls(pem, doh_server({HOST: ["127.0.0.1"]}, silent="AAAA"))) as doh:
+        url = f"https://localhost:{doh.port}/dns-query"
+        diagnosis = here.diagnose(here.good(), **settings, UPSTREAM_DOH_URL=url)
+    assert diagnosis["dns"]["facts"]["doh"] == ["127.0.0.1"], diagnosis.printed
+    assert diagnosis["dns"]["facts"]["used"] == "doh"
+    assert diagnosis.exit_code == 0, diagnosis.printed
+
+
 def test_dns_over_https_that_cant_be_asked_is_only_said(here: Here) -> None:
     with serving(
         with_tls(here.authority.issue(here.folder, "localhost"), passing_on_to(here.sandbox.url))

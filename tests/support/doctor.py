@@ -321,8 +321,8 @@ def answer_dns(query: bytes, names: dict[str, Any]) -> bytes:
     return answer.to_wire()
 
 
-def doh_server(names: dict[str, Any]) -> Serve:
-    """DNS over HTTPS (RFC 8484), by GET and by POST."""
+def doh_server(names: dict[str, Any], silent: str = "") -> Serve:
+    """DNS over HTTPS (RFC 8484), by GET and by POST; nothing about records of the kind ``silent``: AAAA …"""
 
     def serve(connection: socket.socket) -> None:
         head, _, body = head_of(connection).partition(b"\r\n\r\n")
@@ -334,6 +334,10 @@ def doh_server(names: dict[str, Any]) -> Serve:
             length = int(head.lower().partition(b"content-length:")[2].split()[0])
             while len(body) < length:
                 body += connection.recv(65536)
+        kind = dns.message.from_wire(body).question[0].rdtype
+        if silent and kind == dns.rdatatype.from_text(silent):
+            never_answering(connection)
+            return
         connection.sendall(http_answer(answer_dns(body, names), "application/dns-message"))
 
     return serve
