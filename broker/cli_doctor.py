@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -44,7 +45,7 @@ def doctor(
     """
     # Nothing here needs to be put in order first, and a thread that asks DNS can't be told to stop.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if doh and not doh.startswith("https://"):
+    if doh and not _is_https(doh):
         stop(["--doh: not an address like https://host/dns-query."])
     from broker.doctor.examination import exit_code
 
@@ -57,6 +58,15 @@ def doctor(
     else:
         _show_end(results, code, time.monotonic() - started)
     _leave(code)
+
+
+def _is_https(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme == "https" and bool(parts.hostname)
 
 
 def _leave(code: int) -> NoReturn:

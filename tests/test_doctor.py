@@ -899,7 +899,8 @@ def test_control_c_ends_it_at_once(here: Here) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--doh", "http://dns.example/q"), ("--timeout", "0"), ("--timeout", "99")]
+    "wrong",
+    [("--doh", "http://dns.example/q"), ("--doh", "https://[x"), ("--timeout", "0"), ("--timeout", "99")],
 )
 def test_options_that_are_none(folder: Path, wrong: tuple[str, str]) -> None:
     assert run(environment(folder, {}), *wrong, cwd=folder).returncode == 2

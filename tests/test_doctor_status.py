@@ -11,7 +11,10 @@ import httpx
 import pytest
 
 from broker import settings as broker_settings
+from broker.doctor.examination import Step, all_of
+from broker.doctor.finding import Finding
 from broker.doctor.reachability import GLANCE_SECONDS, KEPT_SECONDS, QUIET_SECONDS, Reachability
+from broker.doctor.way import Way
 from tests.support.broker_process import Broker, running_broker
 from tests.support.doctor import never_answering
 from tests.support.raw_http import ScriptedUpstream, answering
@@ -124,3 +127,21 @@ async def test_ready_asks_coze_seldom_and_not_right_after_a_start(
         now[0] += GLANCE_SECONDS
         assert await asked() == ("ok", 2)
         await reachability.aclose()
+
+
+async def test_a_walk_is_over_in_its_time_though_every_step_has_more(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that is under way then has failed, and so have those after it."""
+
+    async def never(_: Way) -> Finding:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setenv("COZE_API_BASE", upstream.url)
+    way = Way(broker_settings.read(), wait_seconds=60)
+    steps = [Step("one", 97, never), Step("two", 98, never), Step("three", 99, never, needs=("two",))]
+    started = time.monotonic()
+    results = await all_of(way, steps, max_seconds=0.2)
+    assert time.monotonic() - started < 10
+    assert [each.finding.status for each in results] == ["failed", "failed", "skipped"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -65,12 +66,18 @@ class Result:
         }
 
 
-async def examined(way: Way, steps: Sequence[Step] = STEPS) -> AsyncIterator[Result]:
-    """Walk the way; a result for each step as soon as there is one. Closes the client that it made."""
+async def examined(
+    way: Way, steps: Sequence[Step] = STEPS, max_seconds: float = math.inf
+) -> AsyncIterator[Result]:
+    """Walk the way; a result for each step as soon as there is one. Closes the client that it made.
+
+    The step that is under way after ``max_seconds`` has failed, and those after it.
+    """
     closed: set[str] = set()
+    give_up_at = time.monotonic() + max_seconds
     try:
         for step in steps:
-            result = await _result(step, way, closed)
+            result = await _result(step, way, closed, give_up_at)
             if result.finding.status == "failed" and result.finding.stops:
                 closed.add(step.name)
             yield result
@@ -80,24 +87,24 @@ async def examined(way: Way, steps: Sequence[Step] = STEPS) -> AsyncIterator[Res
             way.client = None
 
 
-async def _result(step: Step, way: Way, closed: set[str]) -> Result:
+async def _result(step: Step, way: Way, closed: set[str], give_up_at: float) -> Result:
     missing = next((name for name in step.needs if name in closed), None)
     if missing is not None:
         closed.add(step.name)  # what stands on this one stands on nothing, too
         return Result(step, skipped(f"needs {missing}, which failed"), 0.0)
     started = time.monotonic()
-    finding = await _finding(step, way)
+    finding = await _finding(step, way, give_up_at - started)
     return Result(step, scrubbed(finding, way), time.monotonic() - started)
 
 
-async def _finding(step: Step, way: Way) -> Finding:
-    limit = step.waits * way.wait_seconds + 1
+async def _finding(step: Step, way: Way, seconds_left: float) -> Finding:
+    limit = max(0.0, min(step.waits * way.wait_seconds + 1, seconds_left))
     try:
         async with asyncio.timeout(limit):
             return await step.examine(way)
     except TimeoutError:
         means = "Something on the way neither goes on nor fails."
-        return failed(f"not over after {limit:g} s", means, "Try again with a longer --timeout.")
+        return failed(f"not over after {limit:.1f} s", means, "Try again with a longer --timeout.")
     except Exception as error:  # one step's fault is not the end of the examination
         means = "The doctor itself has a fault here."
         return failed(f"{type(error).__name__} in this step", means, "Report it, with this line.")
@@ -113,6 +120,6 @@ def first_failed(results: Sequence[Result]) -> str | None:
     return next((each.step.name for each in results if each.finding.status == "failed"), None)
 
 
-async def all_of(way: Way, steps: Sequence[Step]) -> list[Result]:
+async def all_of(way: Way, steps: Sequence[Step], max_seconds: float = math.inf) -> list[Result]:
     """Every result, for whoever has nothing to show meanwhile."""
-    return [result async for result in examined(way, steps)]
+    return [result async for result in examined(way, steps, max_seconds)]

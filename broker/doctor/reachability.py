@@ -25,6 +25,8 @@ GLANCE_SECONDS = 60.0
 QUIET_SECONDS = 10.0
 """After a start: a broker that is restarted again and again leaves Coze alone."""
 WAIT_SECONDS = 3.0
+MAX_SECONDS = 15.0
+"""For all steps together: somebody waits for the answer."""
 NOT_ASKED = "unknown"
 
 
@@ -104,7 +106,7 @@ class Reachability:
 
         started, at = self._now(), time.time()
         way = Way(self._settings, wait_seconds=WAIT_SECONDS, client=self._client, is_lent=True)
-        results = await all_of(way, TO_COZE)
+        results = await all_of(way, TO_COZE, MAX_SECONDS)
         failure = next((each.finding for each in results if each.finding.status == "failed"), None)
         steps = tuple({"step": each.step.name, "status": each.finding.status} for each in results)
         sentence = "Coze can be reached." if failure is None else f"Coze can't be reached. {failure.means}"
