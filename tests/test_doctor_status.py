@@ -68,7 +68,7 @@ def test_many_that_ask_at_once_are_one_load(lonely: Broker, upstream: ScriptedUp
             return [*first, await client.get(PATH)]
 
     answers = asyncio.run(ask())
-    assert {answer.json()["data"]["checked_at"] for answer in answers} != set()
+    assert [answer.status_code for answer in answers] == [200] * 21
     assert len({answer.json()["data"]["checked_at"] for answer in answers}) == 1
     assert upstream.connections <= 2
 
