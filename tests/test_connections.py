@@ -299,7 +299,7 @@ def test_a_second_request_has_no_credential_but_its_own(
     ("fault", "status"),
     [
         ({"code": 4303}, 415),
-        ({"status": 401, "code": 4100}, 502),
+        ({"status": 403, "code": 4101}, 502),
         ({"before_body": True, "status": 413, "code": 4302}, 413),
     ],
     ids=["refused", "failed", "refused early"],
