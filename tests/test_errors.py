@@ -14,7 +14,7 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from httpx_aiohttp.transport import AIOHTTP_EXC_MAP
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic import SecretStr
@@ -217,6 +217,9 @@ def test_any_answer_is_judged(status: int, content: bytes) -> None:
 @given(
     st.text(max_size=40) | st.floats().map(str) | st.datetimes().map(lambda at: at.strftime("%a, %d %b %Y"))
 )
+@example("Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
+@example("Fri, 31 Dec 9999 23:59:59 +9999999999999999999")
+@example("Fri, 31 Dec 9999 99999999999999999999:49:37 GMT")
 def test_any_retry_after_is_a_minute_at_most(value: str) -> None:
     assert 1 <= retry_after_seconds(value) <= 60
 

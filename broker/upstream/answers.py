@@ -220,5 +220,5 @@ def _number(value: str) -> float | None:
 def _seconds_until(http_date: str, now: float) -> float:
     try:
         return email.utils.parsedate_to_datetime(http_date).timestamp() - now
-    except ValueError:
+    except (ValueError, OverflowError):  # a year, or a zone, of twenty digits
         return DEFAULT_RETRY_AFTER_SECONDS
