@@ -391,6 +391,19 @@ def test_what_another_token_does_not_help_goes_once(
     assert len(sandbox.events(kind="upload")) == 1
 
 
+def test_a_missing_permission_costs_no_access_token(broker: Broker, sandbox: SandboxControl) -> None:
+    """The token that Coze knows is kept, and one that it does not know a moment later is still replaced."""
+    assert upload(broker).status_code == 200
+    await_replaceable()
+    sandbox.heal()
+    for _ in range(3):
+        sandbox.fail(path=DROP_IN, times=1, status=403, code=4101)
+        assert_refused(broker, upload(broker), UpstreamCredentialRefused)
+    assert sandbox.events(kind="token") == []
+    sandbox.fail(path=DROP_IN, times=1, **STALE["4100"])
+    assert upload(broker).status_code == 200
+
+
 def test_a_token_that_is_never_taken_is_tried_twice(broker: Broker, sandbox: SandboxControl) -> None:
     """And however many uploads learn it, Coze is not asked for a new one by each."""
     sandbox.fail(path=DROP_IN, status=401, code=700012006)

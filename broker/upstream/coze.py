@@ -119,8 +119,8 @@ class CozeFiles:
         try:
             return judge(asked, answered.status, answered.headers, answered.content)
         except UpstreamCredentialRefused as refusal:
-            has_another = self._credential.forget(authorization)
-            refusal.is_replaced = has_another and is_of_credential(refusal)
+            # A token that Coze knows, and finds a permission missing in, would come back the same.
+            refusal.is_replaced = is_of_credential(refusal) and self._credential.forget(authorization)
             raise
 
 
