@@ -46,7 +46,7 @@ def takes_rights(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [*own, *(_parameter(name, kind, text) for name, (kind, text) in OPTIONS.items())]
     with_options.__doc__ = command.__doc__
     with_options.__annotations__ = {each.name: each.annotation for each in parameters}
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # what typer reads
     return with_options
 
 

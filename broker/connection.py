@@ -79,7 +79,7 @@ class Connection(HttpToolsProtocol):
         self._look_alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
+        super().connection_made(transport)  # type: ignore[arg-type] # uvicorn means any transport of a stream
         # So that ``pause_writing`` tells of every byte that the client does not take.
         self.transport.set_write_buffer_limits(high=0)
         self.transport.set_protocol(reads.MeasuredReads(self, self.buffer))
@@ -168,7 +168,7 @@ class Connection(HttpToolsProtocol):
         (RFC 9112 §9.6): what comes is not read.
         """
         if not self.parser.should_keep_alive():
-            self.parser = None  # type: ignore[assignment]
+            self.parser = None  # type: ignore[assignment] # uvicorn's own way to say that nothing is read
             return
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)

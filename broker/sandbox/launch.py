@@ -26,7 +26,7 @@ class SandboxProcess(RunningSandbox):
 def in_subprocess(*arguments: str) -> Iterator[SandboxProcess]:
     """A sandbox on a free port; `arguments` are further ones of `python -m broker.sandbox`."""
     command = [sys.executable, "-m", "broker.sandbox", "--port", "0", "--json", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own command
         try:
             yield _ready(process)
         finally:

@@ -80,7 +80,7 @@ def in_thread(**limits: Any) -> Iterator[RunningSandbox]:
 def listen(host: str, port: int) -> socket.socket:
     """Bind first: the port that the system chose becomes part of the audience."""
     address = loopback_address(host)
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004 - IPv6
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -154,7 +154,7 @@ def _print(report: dict[str, Any], *, as_json: bool) -> None:
 def _exit_on_sigterm() -> None:
     """uvicorn raises the signal again once it has stopped; an exit then lets `with` blocks clean up."""
 
-    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a handler is given
         sys.exit(0)
 
     if threading.current_thread() is threading.main_thread():

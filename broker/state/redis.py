@@ -213,7 +213,7 @@ class Redis:
 
     async def _connect(self, seconds: float) -> Line:
         async with asyncio.timeout(seconds):
-            connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+            connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call] # redis-py's
             try:
                 await connection.connect()
             except BaseException:
@@ -311,7 +311,7 @@ def _pool(url: str) -> ConnectionPool:
     try:
         pool = pool_class.from_url(url)
         pool.connection_kwargs.update(_options())
-        pool.make_connection()  # type: ignore[no-untyped-call]
+        pool.make_connection()  # type: ignore[no-untyped-call] # redis-py's
         _check_path(url)
     except (ValueError, TypeError, _errors()):
         # Without the cause: it may repeat a part of the URL, and there the password is.

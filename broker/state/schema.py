@@ -45,7 +45,7 @@ async def revision_of(engine: AsyncEngine) -> str | None:
     """
     try:
         async with engine.connect() as connection:
-            revision: str | None = await connection.scalar(sa.text(f"SELECT version_num FROM {_VERSION}"))  # noqa: S608
+            revision: str | None = await connection.scalar(sa.text(f"SELECT version_num FROM {_VERSION}"))  # noqa: S608 - a constant
     except (OperationalError, ProgrammingError):
         if await _has_version_table(engine):
             raise

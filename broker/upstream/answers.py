@@ -129,7 +129,7 @@ def is_of_credential(refusal: Refusal) -> bool:
     reply = refusal.reply
     if not isinstance(refusal, UpstreamCredentialRefused) or reply is None:
         return False
-    return reply.code in _STALE or (reply.status == 401 and reply.code != _LACKS_PERMISSION)  # noqa: PLR2004
+    return reply.code in _STALE or (reply.status == 401 and reply.code != _LACKS_PERMISSION)  # noqa: PLR2004 - HTTP's own
 
 
 def outcome_of(refusal: Refusal) -> Outcome:
@@ -139,7 +139,7 @@ def outcome_of(refusal: Refusal) -> Outcome:
         return "failure" if isinstance(refusal, _FAULTS) else "neither"
     if 400 <= reply.status < 500 or _is_too_much(reply):  # noqa: PLR2004 - HTTP's own borders
         return "neither" if reply.code is None else "success"
-    if isinstance(refusal, UpstreamBusy) and reply.status < 500:  # noqa: PLR2004
+    if isinstance(refusal, UpstreamBusy) and reply.status < 500:  # noqa: PLR2004 - HTTP's own border
         return "success"  # an account without quota does not call Coze down
     return "failure" if isinstance(refusal, _FAULTS) else "success"
 

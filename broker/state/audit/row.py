@@ -102,7 +102,7 @@ def of_event(event: Event, action: Action | None = None) -> AuditRow | None:
     ``action`` is what was asked for, where that is something the audit keeps. None when there is nothing to
     keep: a look at the page, at a list. What was refused before anything happened is a ``refusal``.
     """
-    code = event.code or (f"status_{event.status}" if (event.status or 0) >= 400 else None)  # noqa: PLR2004
+    code = event.code or (f"status_{event.status}" if (event.status or 0) >= 400 else None)  # noqa: PLR2004 - HTTP's own
     if code is None and action is None:
         return None
     happened = action is not None and (code is None or event.sent in ("part", "all"))

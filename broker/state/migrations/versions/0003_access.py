@@ -57,7 +57,7 @@ def downgrade() -> None:
             f"SELECT s.{name} FROM api_key_secrets s WHERE s.key_id = api_keys.id "  # noqa: S608 - two words
             "ORDER BY s.expires_at <> 0, s.expires_at DESC, s.created_at DESC LIMIT 1"
         )
-        op.execute(f"UPDATE api_keys SET {name} = COALESCE(({newest}), {none_left})")  # noqa: S608
+        op.execute(f"UPDATE api_keys SET {name} = COALESCE(({newest}), {none_left})")  # noqa: S608 - names of columns
     with op.batch_alter_table("api_keys") as keys:
         keys.create_unique_constraint("api_keys_hash_key", ["hash"])
     op.drop_table("api_key_secrets")
