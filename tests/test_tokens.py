@@ -43,6 +43,12 @@ def without_browser_app(
         yield broker
 
 
+def test_a_refusal_s_record_says_for_whom_it_was_asked(broker: Broker) -> None:
+    refused = mint(broker, {"size": 1, "ttl_seconds": 1000, "subject": "user-42"})
+    assert code(refused, 422) == "ttl_too_long"
+    assert broker.record(refused.headers["x-request-id"])["subject"] == "user-42"
+
+
 @pytest.mark.parametrize(
     ("asked", "route", "reason"),
     [

@@ -28,6 +28,7 @@ async def mint(request: Request) -> JSONResponse:
     caller = await broker.authenticator.minter(request)
     asked = await read_json(request, TokenRequest)
     caller = caller.acting_for(asked.subject)
+    events.current().subject = caller.subject
     key = idempotency.key_of(request.headers)
     caller, verdict = await gate.enter(broker, caller, size=asked.size * asked.uses)
     is_new = False
