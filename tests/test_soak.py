@@ -7,11 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.soak.accounting import MAX_GROWTH_BYTES, Books, account
+from tests.soak.accounting import (
+    MAX_DATABASE_FILES,
+    MAX_GROWTH_BYTES,
+    MAX_RECOVERY_SECONDS,
+    Books,
+    account,
+)
 from tests.soak.run import Soak, run
 
 SECONDS = 5
 SEED = 1
+OUTAGES = "outages of Coze's"
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,7 @@ def breached(books: Books) -> dict[str, list[str]]:
 def test_a_short_soak_balances(books: Books) -> None:
     assert breached(books) == {}
     assert {result.kind for result in books.results} == {"stored", "refused", "failed"}
+    assert books.recoveries
 
 
 def without_a_result(books: Books) -> Books:
@@ -85,6 +93,26 @@ def with_a_file_open(books: Books) -> Books:
     return replace(books, after=replace(books.after, other_files=books.before.other_files + 1))
 
 
+def with_a_database_opened_again_and_again(books: Books) -> Books:
+    return replace(books, after=replace(books.after, database_files=MAX_DATABASE_FILES + 1))
+
+
+def without_what_the_breaker_said(books: Books) -> Books:
+    return replace(books, records=[line for line in books.records if not line["event"].startswith("coze is")])
+
+
+def with_an_outage_that_did_not_end(books: Books) -> Books:
+    return replace(books, recoveries=[*books.recoveries, None])
+
+
+def with_an_outage_that_lasted_on(books: Books) -> Books:
+    return replace(books, recoveries=[*books.recoveries, MAX_RECOVERY_SECONDS + 0.1])
+
+
+def with_a_breaker_left_open(books: Books) -> Books:
+    return replace(books, records=[*books.records, {"event": "coze is down"}])
+
+
 FALSE: dict[str, tuple[Callable[[Books], Books], str]] = {
     "an upload without a result": (without_a_result, "asked"),
     "an internal error": (with_an_internal_error, "records in the log"),
@@ -98,6 +126,14 @@ FALSE: dict[str, tuple[Callable[[Books], Books], str]] = {
     "a file that was refused": (with_a_file_refused, "stored once, and nothing unaccounted for"),
     "more memory": (grown, "memory, grown by"),
     "a connection left": (with_a_connection_left, "connections left"),
+    "too many files of the database": (
+        with_a_database_opened_again_and_again,
+        "files of the database open",
+    ),
+    "an outage that nobody noticed": (without_what_the_breaker_said, OUTAGES),
+    "an outage without an end": (with_an_outage_that_did_not_end, OUTAGES),
+    "an outage that lasted on": (with_an_outage_that_lasted_on, OUTAGES),
+    "a breaker left open": (with_a_breaker_left_open, OUTAGES),
     "a file left open": (with_a_file_open, "other open files, before and after"),
 }
 

@@ -17,6 +17,15 @@ MAX_GROWTH_BYTES = 16 * MIB
 """What the allocator keeps differs by some MiB from one quiet moment to the next, and no more with time; a
 leak of 2 KB an upload exceeds this in ten minutes, one of a file's bytes at once.
 """
+MAX_DATABASE_FILES = 2 * 15 + 1
+"""A file and a log for each connection of the pool, five and ten more at need, and what they share. SQLite
+keeps a file open that its connection gave back as long as another has a lock on it, for the next one: so as
+many stay as were ever needed at once, which a moment with many mints may raise at any time.
+"""
+MAX_RECOVERY_SECONDS = 15.0
+"""How soon after an outage uploads must be stored again: a breaker that a late failure opened once more, and
+a pause that Coze asked for, may come together.
+"""
 UNSURE = frozenset({"outcome_unknown", "upstream_bad_answer"})
 """Codes of uploads that Coze may have stored all the same."""
 
@@ -44,6 +53,8 @@ class Books:
     """The sandbox's records of files that it stored."""
     before: Level
     after: Level
+    recoveries: list[float | None]
+    """Of each outage of Coze's, how many seconds after its end the first upload was stored; None: never."""
 
 
 def account(books: Books) -> list[Line]:
@@ -54,6 +65,7 @@ def account(books: Books) -> list[Line]:
         Line("stored as they were sent", f"{len(books.stored)}", [*_contents(books)]),
         Line("stored once, and nothing unaccounted for", f"{len(books.stored)}", [*_strays(books)]),
         Line("records in the log", f"{len(_requests(books))}", [*_records(books)]),
+        _outages(books),
         *_levels(books.before, books.after),
     ]
 
@@ -71,9 +83,10 @@ def _sum(books: Books) -> Line:
 
 
 def _outcomes(books: Books) -> Iterator[str]:
-    records = _by_upload(books)
+    uploads, mints = _by_upload(books), _by_subject(books)
     for result in books.results:
-        code = next((record.get("code") for record in records[result.upload.name]), None)
+        name = result.upload.name
+        code = next((record.get("code") for record in uploads[name] or mints[name]), None)
         if not _is_allowed(result, code):
             yield f"{_told(result)}, code {code}"
 
@@ -169,6 +182,24 @@ def _is_our_error(line: Record) -> bool:
     return "exception" in line or line.get("code", "not_found") not in known
 
 
+def _outages(books: Books) -> Line:
+    """Coze was gone now and then: that was noticed, and so was that it came back."""
+    changes = [line["event"] for line in books.records if line["event"].startswith("coze is ")]
+    seconds = [each for each in books.recoveries if each is not None]
+    told = f"{len(books.recoveries)}, stored again within {max(seconds, default=0):.1f} s"
+    breaches = [
+        f"an outage after which nothing was stored for {each} s"
+        for each in books.recoveries
+        if each is None or each > MAX_RECOVERY_SECONDS
+    ]
+    downs = changes.count("coze is down")
+    if downs < len(books.recoveries):
+        breaches.append(f"{len(books.recoveries)} outages, but the breaker opened {downs} times")
+    if changes and changes[-1] != "coze is back":
+        breaches.append(f"at the end: {changes[-1]}")
+    return Line("outages of Coze's", f"{told}; the breaker opened {downs} times", breaches)
+
+
 def _levels(before: Level, after: Level) -> Iterable[Line]:
     grown = after.memory_bytes - before.memory_bytes
     yield _line(
@@ -178,6 +209,11 @@ def _levels(before: Level, after: Level) -> Iterable[Line]:
     )
     connections = after.client_connections + after.upstream_connections
     yield _line("connections left", f"{connections}", is_sound=connections == 0)
+    yield _line(
+        "files of the database open",
+        f"{after.database_files}; {MAX_DATABASE_FILES} may be",
+        is_sound=after.database_files <= MAX_DATABASE_FILES,
+    )
     yield _line(
         "other open files, before and after",
         f"{before.other_files}, {after.other_files}",

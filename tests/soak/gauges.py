@@ -9,18 +9,20 @@ from dataclasses import dataclass
 import psutil
 
 SETTLE_SECONDS = 15.0
-
-
 LOOKS, LOOK_SECONDS = 20, 0.05
+DATABASE = "broker.db"
 
 
 @dataclass(frozen=True)
 class Level:
-    """One look at a process. ``other_files`` are all its file descriptors but these connections."""
+    """One look at a process. ``other_files`` are all its file descriptors but these connections and the
+    database's.
+    """
 
     memory_bytes: int
     client_connections: int
     upstream_connections: int
+    database_files: int
     other_files: int
 
 
@@ -29,11 +31,13 @@ def level(pid: int, port: int) -> Level:
     process = psutil.Process(pid)
     connections = [each for each in process.net_connections("tcp") if each.raddr]
     from_clients = sum(each.laddr.port == port for each in connections)
+    files, database_files = _fewest(process)
     return Level(
         memory_bytes=process.memory_info().rss,
         client_connections=from_clients,
         upstream_connections=len(connections) - from_clients,
-        other_files=_fewest(process) - len(connections),
+        database_files=database_files,
+        other_files=files - database_files - len(connections),
     )
 
 
@@ -48,10 +52,12 @@ async def settled(pid: int, port: int, *, upstream_is_gone: bool = False) -> Lev
         await asyncio.sleep(0.1)
 
 
-def _fewest(process: psutil.Process) -> int:
-    """Of several looks: what works in the background opens a file of the database now and then."""
+def _fewest(process: psutil.Process) -> tuple[int, int]:
+    """All and the database's, of several looks: what works in the background opens a file of the database
+    now and then.
+    """
     looks = []
     for _ in range(LOOKS):
-        looks.append(process.num_fds())
+        looks.append((process.num_fds(), sum(DATABASE in file.path for file in process.open_files())))
         time.sleep(LOOK_SECONDS)
     return min(looks)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from broker.sandbox.launch import in_subprocess
-from tests.soak import weather
+from broker.settings import Settings
 from tests.soak.accounting import Books
-from tests.soak.clients import Clients, Result
+from tests.soak.clients import Clients, Kind, Result
 from tests.soak.gauges import settled
 from tests.soak.plan import FIRST_OUT_OF_RAIN, Upload, sound_uploads, uploads
+from tests.soak.weather import Outage, Weather
 from tests.support.broker_process import Broker, running_broker
 from tests.support.sandbox_control import SandboxControl
 
@@ -26,6 +27,15 @@ COLLECT_SECONDS = 10.0
 SOUND_UPLOADS = 96
 """Before the rain and after it: all of these must be stored."""
 LONG_SECONDS = 60
+CLEARING_SECONDS = 30.0
+"""How long after the rain to wait for the first upload that is stored."""
+
+
+def default(name: str) -> str:
+    """What a broker has that is not told otherwise."""
+    return str(Settings.model_fields[name.lower()].default)
+
+
 SETTINGS = {
     "BROKER_CLIENT_IDLE_SECONDS": "5",
     "BROKER_READ_TIMEOUT_SECONDS": "4",
@@ -33,6 +43,12 @@ SETTINGS = {
     "BROKER_POOL_WAIT_SECONDS": "10",
     "BROKER_MAX_UPSTREAM_CONNECTIONS": "12",
     "ENABLE_RATE_LIMIT": "false",
+    # The tests' brokers have neither; this one is to live with both.
+    **{name: default(name) for name in ("BROKER_BREAKER_FAILURES", "BROKER_UPSTREAM_PAUSE_SECONDS")},
+    # With ten seconds, the default, most uploads of a run would be refused, and little be told by the others.
+    "BROKER_BREAKER_OPEN_SECONDS": "2",
+    # The faults ask for pauses of one or two seconds, and some uploads are to find one too long.
+    "BROKER_UPSTREAM_WAIT_SECONDS": "1",
 }
 
 
@@ -74,7 +90,8 @@ async def _run(
     stored = await load.stored()
     await asyncio.to_thread(sandbox_process.close)  # so that no connection to it is kept for later
     after = await settled(pid, port, upstream_is_gone=True)
-    return Books(load.asked, load.results, broker.log_lines(), stored, before, after)
+    recoveries = [load.recovery_seconds(outage) for outage in load.outages]
+    return Books(load.asked, load.results, broker.log_lines(), stored, before, after, recoveries)
 
 
 class _Load:
@@ -83,6 +100,9 @@ class _Load:
     def __init__(self, clients: Clients, sandbox: SandboxControl) -> None:
         self.asked = 0
         self.results: list[Result] = []
+        self.outages: list[Outage] = []
+        self._stored_times: list[tuple[float, float]] = []
+        """From when to when each upload took that was stored."""
         self._clients = clients
         self._sandbox = sandbox
         self._gate = asyncio.Semaphore(AT_ONCE)
@@ -93,8 +113,12 @@ class _Load:
         await asyncio.gather(*(self._upload(each) for each in some))
 
     async def in_the_rain(self, some: Iterator[Upload], seconds: float, seed: int) -> None:
-        """Uploads of all manners under faults, until the time is up and all of them have ended."""
-        faults = asyncio.create_task(weather.changing(self._sandbox.url, seed))
+        """Uploads of all manners under faults, until the time is up and all of them have ended.
+
+        Then one after another until it has cleared up: a breaker may be open still.
+        """
+        weather = Weather(self._sandbox.url, seed)
+        faults = asyncio.create_task(weather.changing())
         collecting = asyncio.create_task(self._collecting())
         ends_at = time.monotonic() + seconds
         try:
@@ -106,17 +130,34 @@ class _Load:
                         pass  # there is a place for the next
         finally:
             await _ended(faults, collecting)
-        await weather.cleared(self._sandbox.url)
+        await weather.cleared()
+        self.outages += weather.outages
+        await self._until_one_is_stored(each for each in some if each.manner == "sound")
 
     async def stored(self) -> list[dict[str, Any]]:
         """Every file that the sandbox stored, as it recorded it."""
         await self._collect()
         return [event for event in self._seen.values() if event["outcome"] == "stored"]
 
-    async def _upload(self, upload: Upload) -> None:
+    def recovery_seconds(self, outage: Outage) -> float | None:
+        """From its end to that of the first upload that began after it and was stored; None without one."""
+        ends = [ended for began, ended in self._stored_times if began >= outage.ended_at]
+        return min(ends) - outage.ended_at if ends else None
+
+    async def _until_one_is_stored(self, some: Iterator[Upload]) -> None:
+        give_up = time.monotonic() + CLEARING_SECONDS
+        while await self._upload(next(some)) != "stored" and time.monotonic() < give_up:
+            await asyncio.sleep(1 / STARTS_PER_SECOND)
+
+    async def _upload(self, upload: Upload) -> Kind:
         async with self._gate:
             self.asked += 1
-            self.results.append(await self._clients.upload(upload))
+            began = time.monotonic()
+            result = await self._clients.upload(upload)
+            self.results.append(result)
+            if result.kind == "stored":
+                self._stored_times.append((began, time.monotonic()))
+            return result.kind
 
     async def _collecting(self) -> None:
         """The sandbox remembers so much and no more."""
