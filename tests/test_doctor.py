@@ -6,7 +6,6 @@ import contextlib
 import os
 import pty
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -43,6 +42,7 @@ from tests.support.doctor import (
     environment,
     http_answer,
     http_proxy,
+    make_silent,
     namespace,
     never_answering,
     passing_on_to,
@@ -59,7 +59,6 @@ from tests.support.sandbox_control import SandboxControl
 TOKEN = "pat_0123456789abcdefSECRET"
 OURS = "cub_sk_SECRETabcdefghij"
 STEPS = ["settings", "dns", "tcp", "proxy", "tls", "http", "region", "credential", "cors"]
-NOT_A_ROOT = "network namespaces need root and ip"
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +216,7 @@ def test_nothing_is_sent_in_the_clear_to_another_machine(here: Here) -> None:
 
 @pytest.fixture
 def networks() -> None:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        needs.missing(NOT_A_ROOT)
+    needs.networks()
 
 
 def in_namespace(folder: Path, names: dict[str, object], *arguments: str, **settings: str) -> Diagnosis:
@@ -264,7 +262,7 @@ def test_a_resolver_that_is_not_there(folder: Path) -> None:
 @pytest.mark.usefixtures("networks")
 def test_a_resolver_that_never_answers(folder: Path) -> None:
     with namespace({}) as name:
-        _silent(name, "203.0.113.9")
+        make_silent(name, "203.0.113.9")
         resolver = Path("/etc/netns") / name / "resolv.conf"
         resolver.write_text("nameserver 203.0.113.9\noptions timeout:30\n")
         coze = {"COZE_API_BASE": f"https://{HOST}", "COZE_API_TOKEN": TOKEN}
@@ -283,19 +281,6 @@ def test_a_machine_that_gives_no_socket_for_ipv6_has_no_way_there() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "False\n", done.stderr
-
-
-def _silent(name: str, address: str) -> None:
-    """Packets to ``address`` go out and nothing comes back."""
-    pair = ["ip", "link", "add", "v0", "netns", name, "type", "veth", "peer", "name", "v1", "netns", name]
-    subprocess.run(pair, check=True)
-    for command in (
-        "link set v0 up",
-        "link set v1 up",
-        "addr add 203.0.113.1/24 dev v0",
-        f"neigh add {address} lladdr 02:00:00:00:00:09 dev v0 nud permanent",
-    ):
-        subprocess.run(["ip", "-n", name, *command.split()], check=True)
 
 
 def test_a_private_answer_is_right_for_a_host_that_is_named_so(here: Here) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import ipaddress
 import json
 import select
@@ -16,6 +17,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -191,7 +193,14 @@ class Server:
 def serving(serve: Serve, host: str = "127.0.0.1", seen: list[bytes] | None = None) -> Iterator[Server]:
     """Does ``serve`` with each connection, in a thread of its own."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
+    with serving_on(socket.create_server((host, 0), family=family), serve, seen) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serving_on(listener: socket.socket, serve: Serve, seen: list[bytes] | None = None) -> Iterator[Server]:
+    """The same with a socket that listens already; closes it."""
+    with listener:
         threading.Thread(target=_accept, args=(listener, serve), daemon=True).start()
         yield Server(listener.getsockname()[1], [] if seen is None else seen)
         with contextlib.suppress(OSError):
@@ -360,6 +369,37 @@ def namespace(names: dict[str, Any]) -> Iterator[str]:
             path.unlink()
         settings.rmdir()
         subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def listening_in(namespace: str, address: str, port: int) -> socket.socket:
+    """A socket that listens in a namespace, on an address that the machine there then has.
+
+    A socket stays in the namespace that the thread was in that made it; this one ends at once.
+    """
+    subprocess.run(["ip", "-n", namespace, "addr", "add", f"{address}/32", "dev", "lo"], check=True)
+
+    def listen() -> socket.socket:
+        with Path(f"/run/netns/{namespace}").open("rb") as there:
+            if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
+        return socket.create_server((address, port))
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(listen).result()
+
+
+def make_silent(namespace: str, address: str) -> None:
+    """Packets from the namespace to an IPv4 address go out, and nothing comes back."""
+    pair = f"link add v0 netns {namespace} type veth peer name v1 netns {namespace}"
+    neighbours = ipaddress.ip_interface(f"{address}/24").network
+    subprocess.run(["ip", *pair.split()], check=True)
+    for command in (
+        "link set v0 up",
+        "link set v1 up",
+        f"addr add {neighbours[1]}/24 dev v0",
+        f"neigh add {address} lladdr 02:00:00:00:00:09 dev v0 nud permanent",
+    ):
+        subprocess.run(["ip", "-n", namespace, *command.split()], check=True)
 
 
 @contextlib.contextmanager

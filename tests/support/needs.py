@@ -23,6 +23,12 @@ def _paths(name: str) -> list[str]:
     return [path] if path else []
 
 
+def networks() -> None:
+    """Namespaces with networks of their own, which only root may make."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        missing("network namespaces need root and ip")
+
+
 def missing(reason: str) -> NoReturn:
     """Skip by name and reason; where everything must be there (CI), fail."""
     if os.environ.get("CI") == "true":
