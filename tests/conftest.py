@@ -10,11 +10,13 @@ import pytest
 
 from broker.sandbox.launch import in_subprocess
 from tests.support import fault_table
+from tests.support.authority import authority  # noqa: F401 - a fixture
 from tests.support.broker_process import Broker, running_broker
 from tests.support.clock import clock  # noqa: F401 - a fixture
 from tests.support.databases import database, postgresql, url  # noqa: F401 - fixtures
 from tests.support.left_behind import nothing_left_behind
 from tests.support.log_lines import log_lines  # noqa: F401
+from tests.support.network import network  # noqa: F401 - a fixture
 from tests.support.openid_provider import openid_provider  # noqa: F401 - a fixture
 from tests.support.redis import redis, redis_server, session_redis  # noqa: F401
 from tests.support.sandbox_control import SandboxControl

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -55,6 +56,12 @@ def make_authority(folder: Path) -> Authority:
     authority = Authority(folder, builder.sign(key, hashes.SHA256()), key)
     authority.file.write_bytes(authority.certificate.public_bytes(PEM))
     return authority
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """One for all tests."""
+    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 def _builder(common_name: str, issuer: x509.Name, key: Any, days: int) -> x509.CertificateBuilder:

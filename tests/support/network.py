@@ -22,6 +22,7 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
+import pytest
 
 Handler = Callable[[Reader, Writer], Awaitable[None]]
 
@@ -76,6 +77,14 @@ class Network:
             task.cancel()
         while self._tasks:
             await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """One for this test alone."""
+    network = Network()
+    yield network
+    network.close()
 
 
 @contextmanager
