@@ -30,40 +30,32 @@ from broker.doctor.tls import judged as judged_tls
 from broker.doctor.way import Way
 from broker.sandbox.launch import in_subprocess
 from tests.support import needs
+from tests.support.authority import DAY, Authority, make_authority, self_signed, server_context
 from tests.support.broker_process import COMMAND
+from tests.support.dns_answers import Records
 from tests.support.doctor import (
-    DAY,
     HOST,
-    Authority,
     Diagnosis,
     Serve,
     diagnose,
-    doh_server,
     environment,
     http_answer,
-    http_proxy,
     make_silent,
     namespace,
     never_answering,
     passing_on_to,
     run,
     saying,
-    self_signed,
     serving,
     with_tls,
 )
-from tests.support.network import Network, SocksProxy
+from tests.support.network import ConnectProxy, DohServer, Network, SocksProxy, answer
 from tests.support.raw_http import ScriptedUpstream
 from tests.support.sandbox_control import SandboxControl
 
 TOKEN = "pat_0123456789abcdefSECRET"
 OURS = "cub_sk_SECRETabcdefghij"
 STEPS = ["settings", "dns", "tcp", "proxy", "tls", "http", "region", "credential", "cors"]
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority.named("Test Authority")
 
 
 class Here:
@@ -73,11 +65,11 @@ class Here:
         self.folder = folder
         self.sandbox = sandbox
         self.authority = authority
-        self.ca_file = str(authority.pem(folder / "ca.pem"))
+        self.ca_file = str(authority.file)
 
     def good(self, name: str = HOST) -> Serve:
         """TLS with a good certificate, and the sandbox behind it."""
-        return with_tls(self.authority.issue(self.folder, name), passing_on_to(self.sandbox.url))
+        return with_tls(self.authority.issue(name), passing_on_to(self.sandbox.url))
 
     def environment(self, port: int, **settings: str) -> dict[str, str]:
         coze = {
@@ -161,7 +153,7 @@ def test_coze_studio_without_retrieve_and_oauth(here: Here) -> None:
         "401 Unauthorized",
         "X-Log-ID: 0123",
     )
-    diagnosis = here.diagnose(with_tls(here.authority.issue(here.folder, HOST), saying(studio)))
+    diagnosis = here.diagnose(with_tls(here.authority.issue(HOST), saying(studio)))
     assert diagnosis["http"]["status"] == "ok", diagnosis.printed
     assert diagnosis["http"]["facts"]["logid"] == "0123"
 
@@ -219,7 +211,7 @@ def networks() -> None:
     needs.networks()
 
 
-def in_namespace(folder: Path, names: dict[str, object], *arguments: str, **settings: str) -> Diagnosis:
+def in_namespace(folder: Path, names: Records, *arguments: str, **settings: str) -> Diagnosis:
     coze = {"COZE_API_BASE": f"https://{HOST}", "COZE_API_TOKEN": TOKEN, **settings}
     with namespace(names) as name:
         return diagnose(environment(folder, coze), *arguments, cwd=folder, namespace=name)
@@ -241,7 +233,7 @@ def in_namespace(folder: Path, names: dict[str, object], *arguments: str, **sett
         pytest.param(["2400:da00::1"], ("IPv6 addresses only", "no route"), id="IPv6 only"),
     ],
 )
-def test_dns_that_lies_or_says_nothing(folder: Path, answer: object, words: tuple[str, ...]) -> None:
+def test_dns_that_lies_or_says_nothing(folder: Path, answer: list[str] | str, words: tuple[str, ...]) -> None:
     diagnosis = in_namespace(folder, {HOST: answer})
     assert_ends_at(diagnosis, "dns", 11, *words)
     assert diagnosis["tcp"]["found"] == "needs dns, which failed"
@@ -285,9 +277,7 @@ def test_a_machine_that_gives_no_socket_for_ipv6_has_no_way_there() -> None:
 
 def test_a_private_answer_is_right_for_a_host_that_is_named_so(here: Here) -> None:
     """``localhost`` is such a host by itself."""
-    with serving(
-        with_tls(here.authority.issue(here.folder, "localhost"), passing_on_to(here.sandbox.url))
-    ) as server:
+    with serving(with_tls(here.authority.issue("localhost"), passing_on_to(here.sandbox.url))) as server:
         env = here.environment(
             server.port, COZE_API_BASE=f"https://localhost:{server.port}", UPSTREAM_HOSTS=""
         )
@@ -295,38 +285,34 @@ def test_a_private_answer_is_right_for_a_host_that_is_named_so(here: Here) -> No
     assert diagnosis.exit_code == 0, diagnosis.printed
 
 
-def test_dns_over_https_shows_that_the_systems_answer_is_another(here: Here) -> None:
+def test_dns_over_https_shows_that_the_systems_answer_is_another(here: Here, network: Network) -> None:
     """They disagree: a warning, since a server that is not Coze's can't pass the step tls."""
-    pem = here.authority.issue(here.folder, "localhost")
-    with (
-        serving(with_tls(pem, doh_server({"localhost": ["127.0.0.7"]}))) as doh,
-        serving(with_tls(pem, passing_on_to(here.sandbox.url))) as server,
-    ):
+    pem = here.authority.issue("localhost")
+    doh = network.serve(DohServer({"localhost": ["127.0.0.7"]}), server_context(pem))
+    with serving(with_tls(pem, passing_on_to(here.sandbox.url))) as server:
         base = f"https://localhost:{server.port}"
         env = here.environment(server.port, COZE_API_BASE=base, UPSTREAM_HOSTS="")
-        diagnosis = diagnose(env, "--doh", f"https://localhost:{doh.port}/dns-query", cwd=here.folder)
+        diagnosis = diagnose(env, "--doh", f"https://localhost:{doh}/dns-query", cwd=here.folder)
     assert diagnosis["dns"]["status"] == "warning", diagnosis.printed
     assert diagnosis["dns"]["facts"]["doh"] == ["127.0.0.7"]
     assert "disagree" in diagnosis["dns"]["found"]
     assert diagnosis.exit_code == 0
 
 
-def test_dns_over_https_that_answers_for_one_family_alone(here: Here) -> None:
+def test_dns_over_https_that_answers_for_one_family_alone(here: Here, network: Network) -> None:
     """The broker goes by what came, and so does the doctor."""
-    pem = here.authority.issue(here.folder, "localhost")
     settings = {"UPSTREAM_HOSTS": "", "UPSTREAM_PRIVATE_HOSTS": HOST}
-    with serving(with_tls(pem, doh_server({HOST: ["127.0.0.1"]}, silent="AAAA"))) as doh:
-        url = f"https://localhost:{doh.port}/dns-query"
-        diagnosis = here.diagnose(here.good(), **settings, UPSTREAM_DOH_URL=url)
+    silent = DohServer({HOST: ["127.0.0.1"]}, hold={"AAAA": threading.Event()})
+    doh = network.serve(silent, here.authority.context("localhost"))
+    url = f"https://localhost:{doh}/dns-query"
+    diagnosis = here.diagnose(here.good(), **settings, UPSTREAM_DOH_URL=url)
     assert diagnosis["dns"]["facts"]["doh"] == ["127.0.0.1"], diagnosis.printed
     assert diagnosis["dns"]["facts"]["used"] == "doh"
     assert diagnosis.exit_code == 0, diagnosis.printed
 
 
 def test_dns_over_https_that_cant_be_asked_is_only_said(here: Here) -> None:
-    with serving(
-        with_tls(here.authority.issue(here.folder, "localhost"), passing_on_to(here.sandbox.url))
-    ) as server:
+    with serving(with_tls(here.authority.issue("localhost"), passing_on_to(here.sandbox.url))) as server:
         base = f"https://localhost:{server.port}"
         env = here.environment(server.port, COZE_API_BASE=base, UPSTREAM_HOSTS="")
         diagnosis = diagnose(env, "--doh", f"https://localhost:{closed_port()}/dns-query", cwd=here.folder)
@@ -388,11 +374,11 @@ def test_the_address_that_works_is_told_from_the_one_that_does_not(here: Here) -
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "UPSTREAM_PROXY"])
-def test_a_proxy_that_lets_us_through(here: Here, name: str) -> None:
+def test_a_proxy_that_lets_us_through(here: Here, network: Network, name: str) -> None:
     """The name is the proxy's to resolve: nothing here knows it."""
-    with serving(http_proxy()) as proxy:
-        settings = {name: f"http://127.0.0.1:{proxy.port}", "UPSTREAM_HOSTS": ""}
-        diagnosis = here.diagnose(here.good(), **settings)
+    port = network.serve(ConnectProxy(names=None))
+    settings = {name: f"http://127.0.0.1:{port}", "UPSTREAM_HOSTS": ""}
+    diagnosis = here.diagnose(here.good(), **settings)
     assert diagnosis.exit_code == 0, diagnosis.printed
     assert diagnosis["dns"]["status"] == "warning"
     assert diagnosis["proxy"]["facts"]["named_by"] == name.upper()
@@ -404,17 +390,17 @@ def test_a_proxy_that_refuses_the_connection(here: Here) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "user:Wr0ngSECRET@"], ids=["none given", "a wrong one given"])
-def test_a_proxy_that_asks_for_a_password(here: Here, given: str) -> None:
-    with serving(http_proxy(password="right")) as proxy:
-        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"http://{given}127.0.0.1:{proxy.port}")
+def test_a_proxy_that_asks_for_a_password(here: Here, network: Network, given: str) -> None:
+    port = network.serve(ConnectProxy(names=None, credential=("user", "right")))
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"http://{given}127.0.0.1:{port}")
     assert_ends_at(diagnosis, "proxy", 13, "asks for a password", "name:password@host")
     assert "SECRET" not in diagnosis.printed
 
 
-def test_a_proxy_gets_the_password_that_is_set(here: Here) -> None:
-    with serving(http_proxy(password="r1ght@SECRET")) as proxy:
-        url = f"http://user:r1ght%40SECRET@127.0.0.1:{proxy.port}"
-        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=url)
+def test_a_proxy_gets_the_password_that_is_set(here: Here, network: Network) -> None:
+    port = network.serve(ConnectProxy(names=None, credential=("user", "r1ght@SECRET")))
+    url = f"http://user:r1ght%40SECRET@127.0.0.1:{port}"
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=url)
     assert diagnosis["proxy"]["status"] == "ok", diagnosis.printed
     assert "SECRET" not in diagnosis.printed
 
@@ -422,9 +408,11 @@ def test_a_proxy_gets_the_password_that_is_set(here: Here) -> None:
 @pytest.mark.parametrize(
     ("status", "words"), [("403 Forbidden", ("forbids",)), ("502 Bad Gateway", ("502", "log"))]
 )
-def test_a_proxy_that_forbids_or_fails(here: Here, status: str, words: tuple[str, ...]) -> None:
-    with serving(http_proxy(status=status)) as proxy:
-        diagnosis = here.diagnose(here.good(), HTTPS_PROXY=f"http://127.0.0.1:{proxy.port}")
+def test_a_proxy_that_forbids_or_fails(
+    here: Here, network: Network, status: str, words: tuple[str, ...]
+) -> None:
+    port = network.serve(ConnectProxy(says=answer(b"", status=status)))
+    diagnosis = here.diagnose(here.good(), HTTPS_PROXY=f"http://127.0.0.1:{port}")
     assert_ends_at(diagnosis, "proxy", 13, *words)
 
 
@@ -438,13 +426,6 @@ def test_a_proxy_that_is_none(here: Here) -> None:
     with serving(lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9\r\n")) as proxy:
         diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"socks5h://127.0.0.1:{proxy.port}")
     assert_ends_at(diagnosis, "proxy", 13, "no proxy of this kind")
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    network = Network()
-    yield network
-    network.close()
 
 
 def test_a_socks_proxy_that_lets_us_through(here: Here, network: Network) -> None:
@@ -482,17 +463,17 @@ def test_a_socks_proxy_that_does_not_get_through(here: Here, network: Network) -
     assert_ends_at(diagnosis, "proxy", 13, "SOCKS reply is 5", "does not get through")
 
 
-def test_a_proxy_that_is_reached_by_tls_itself(here: Here) -> None:
-    pem = here.authority.issue(here.folder, "127.0.0.1")
-    with serving(with_tls(pem, http_proxy())) as proxy:
-        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://127.0.0.1:{proxy.port}")
+def test_a_proxy_that_is_reached_by_tls_itself(here: Here, network: Network) -> None:
+    port = network.serve(ConnectProxy(names=None), here.authority.context("127.0.0.1"))
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://127.0.0.1:{port}")
     assert diagnosis["proxy"]["status"] == "ok", diagnosis.printed
     assert diagnosis["tls"]["status"] == "ok"
 
 
-def test_a_proxy_whose_certificate_is_not_good(here: Here) -> None:
-    with serving(with_tls(self_signed(here.folder, "127.0.0.1"), http_proxy())) as proxy:
-        diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://127.0.0.1:{proxy.port}")
+def test_a_proxy_whose_certificate_is_not_good(here: Here, network: Network) -> None:
+    tls = server_context(self_signed(here.folder, "127.0.0.1"))
+    port = network.serve(ConnectProxy(names=None), tls)
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://127.0.0.1:{port}")
     assert_ends_at(diagnosis, "proxy", 13, "certificate does not verify")
 
 
@@ -517,7 +498,7 @@ def dated(server_ahead: timedelta) -> bytes:
 
 
 def test_an_expired_certificate(here: Here) -> None:
-    pem = here.authority.issue(here.folder, HOST, since=-9 * DAY, until=-2 * DAY)
+    pem = here.authority.issue(HOST, since=-9 * DAY, until=-2 * DAY)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
     assert_ends_at(diagnosis, "tls", 14, "expired on", "out of date", "server's clock agrees")
 
@@ -533,20 +514,20 @@ def test_a_chain_whose_authority_is_over() -> None:
 
 def test_a_clock_that_is_ahead(here: Here) -> None:
     """The certificate expired by this clock, and the server's own clock says another day."""
-    pem = here.authority.issue(here.folder, HOST, since=-9 * DAY, until=-2 * DAY)
+    pem = here.authority.issue(HOST, since=-9 * DAY, until=-2 * DAY)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(-5 * DAY))))
     assert_ends_at(diagnosis, "tls", 14, "clock is 5 days ahead of the server's", "NTP")
 
 
 def test_a_clock_that_is_behind(here: Here) -> None:
-    pem = here.authority.issue(here.folder, HOST, since=2 * DAY)
+    pem = here.authority.issue(HOST, since=2 * DAY)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(3 * DAY))))
     assert_ends_at(diagnosis, "tls", 14, "valid only from", "clock is 3 days behind the server's", "NTP")
 
 
 def test_a_clock_that_is_ahead_by_minutes(here: Here) -> None:
     """The certificate is good all the same; assertions are not."""
-    pem = here.authority.issue(here.folder, HOST)
+    pem = here.authority.issue(HOST)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta(minutes=-5)))))
     assert diagnosis["http"]["status"] == "warning", diagnosis.printed
     assert "ahead of Coze's" in diagnosis["http"]["means"]
@@ -559,14 +540,14 @@ def test_a_self_signed_certificate(here: Here) -> None:
 
 
 def test_a_certificate_for_another_name(here: Here) -> None:
-    pem = here.authority.issue(here.folder, "portal.example", "*.portal.example")
+    pem = here.authority.issue("portal.example", "*.portal.example")
     diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
     assert_ends_at(diagnosis, "tls", 14, "for portal.example, *.portal.example, not for coze.test", "DNS")
 
 
 def test_a_gateway_that_opens_the_encryption(here: Here) -> None:
     """It has an authority of its own, which is no public one."""
-    pem = Authority.named("Corporate Inspection").issue(here.folder, HOST)
+    pem = make_authority(here.folder, "Corporate Inspection").issue(HOST)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
     assert_ends_at(
         diagnosis, "tls", 14, "Corporate Inspection", "no public authority", "opens the encryption"
@@ -577,7 +558,7 @@ def test_a_gateway_that_opens_the_encryption(here: Here) -> None:
 @pytest.mark.parametrize("issuer", ["DigiCert Inc", "DigiCert, Inc."])
 def test_a_chain_that_is_not_whole(here: Here, issuer: str) -> None:
     """The issuer has the name of a public authority, and nothing leads to it."""
-    pem = Authority.named(issuer).issue(here.folder, HOST)
+    pem = make_authority(here.folder, issuer).issue(HOST)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
     assert_ends_at(diagnosis, "tls", 14, "incomplete")
 
@@ -655,13 +636,13 @@ def test_slow_tls_is_told_of(here: Here) -> None:
     ],
 )
 def test_an_answer_that_is_not_cozes(here: Here, answer: bytes, words: tuple[str, ...]) -> None:
-    diagnosis = here.diagnose(with_tls(here.authority.issue(here.folder, HOST), saying(answer)))
+    diagnosis = here.diagnose(with_tls(here.authority.issue(HOST), saying(answer)))
     assert_ends_at(diagnosis, "http", 15, *words)
     assert "SECRET" not in diagnosis.printed
 
 
 def test_a_server_that_takes_a_request_and_says_nothing(here: Here) -> None:
-    pem = here.authority.issue(here.folder, HOST)
+    pem = here.authority.issue(HOST)
     diagnosis = here.diagnose(with_tls(pem, never_answering), timeout="1")
     assert_ends_at(diagnosis, "http", 15, "no answer")
 
@@ -859,7 +840,7 @@ def test_no_secret_is_shown_whoever_repeats_it(here: Here) -> None:
     token = here.sandbox.environment["COZE_API_TOKEN"]
     says = f'{{"code":4100,"msg":"{token} \\u001b[2J is bad","detail":{{}}}}'.encode()
     answer = http_answer(says, "application/json", "401 Unauthorized", f"X-Tt-Logid: {token}")
-    diagnosis = here.diagnose(with_tls(here.authority.issue(here.folder, HOST), saying(answer)))
+    diagnosis = here.diagnose(with_tls(here.authority.issue(HOST), saying(answer)))
     assert diagnosis.exit_code == 17, diagnosis.printed
     assert token not in diagnosis.printed
     assert "\x1b" not in diagnosis.printed

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import needs
+from tests.support.authority import make_authority
 from tests.support.doctor import (
-    Authority,
     environment,
     listening_in,
     make_silent,
@@ -43,7 +43,7 @@ def firewall(name: str, _: Path) -> Iterator[None]:
 @contextmanager
 def gateway(name: str, folder: Path) -> Iterator[None]:
     """It answers as Coze, with a certificate that it issued itself."""
-    pem = Authority.named("Example Corp Web Gateway").issue(folder, HOST)
+    pem = make_authority(folder, "Example Corp Web Gateway").issue(HOST)
     with serving_on(listening_in(name, ADDRESS, 443), with_tls(pem, never_answering)):
         yield
 

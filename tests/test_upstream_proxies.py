@@ -26,18 +26,6 @@ IN_URL = "proxy-user:pr0xy%3Ap%40ss%2Fword@"
 KINDS = ("http", "https", "socks5h", "socks5")
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    network = Network()
-    yield network
-    network.close()
-
-
 @pytest.fixture
 def coze(network: Network, authority: Authority) -> tuple[Coze, int]:
     """A Coze that has a certificate for its name, and its port."""

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,24 +23,12 @@ from broker.upstream.address_ranges import kind_of
 from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for
 from broker.upstream.resolver import Lookup, Resolver, SystemLookup
 from broker.upstream.way import Way
-from tests.support.authority import Authority, make_authority
+from tests.support.authority import DAY, Authority
 from tests.support.broker_process import running_broker
 from tests.support.network import Coze, DohServer, Network, answer, black_hole, doh_answer
 from tests.support.waiting import until
 
 NAME = "coze.test"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    network = Network()
-    yield network
-    network.close()
 
 
 @asynccontextmanager
@@ -366,7 +354,7 @@ async def test_a_trusted_authority_is_not_believed_everything(
 ) -> None:
     """A certificate that is over, or another host's, is none."""
     coze = Coze()
-    port = network.serve(coze, authority.context(*names, days=days))
+    port = network.serve(coze, authority.context(*names, until=days * DAY))
     refusal = await refused(Way(ca_file=authority.file), f"https://127.0.0.1:{port}")
     assert isinstance(refusal, UpstreamUnreachable)
     assert coze.requests == []

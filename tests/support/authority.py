@@ -1,61 +1,79 @@
-"""An authority of the tests' own, and certificates from it."""
+"""Authorities of the tests' own, and certificates from them or from nobody."""
 
 from __future__ import annotations
 
-import datetime
 import ssl
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.x509.oid import NameOID
 
 PEM = serialization.Encoding.PEM
-DAY = datetime.timedelta(days=1)
+DAY = timedelta(days=1)
+SINCE, UNTIL = -10 * DAY, 30 * DAY
+"""When a certificate is valid, from now, where nothing else is said."""
 
 
 @dataclass(frozen=True)
 class Authority:
-    """Vouches for whoever asks."""
+    """Vouches for whoever asks; nobody has it built in. All that it makes is in ``folder``."""
 
     folder: Path
     certificate: x509.Certificate
-    key: Any
+    key: EllipticCurvePrivateKey
 
     @property
     def file(self) -> Path:
         """What is to be trusted."""
         return self.folder / "authority.pem"
 
-    def context(self, *names: str, days: int = 2, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
-        """A server's TLS for these names and addresses; over since yesterday when ``days`` is negative."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        other_names = x509.SubjectAlternativeName([_general(name) for name in names])
-        certificate = _builder(names[0], self.certificate.subject, key, days)
-        signed = certificate.add_extension(other_names, critical=False).sign(self.key, hashes.SHA256())
-        file = self.folder / f"server-{signed.serial_number:x}.pem"
-        file.write_bytes(_private(key) + signed.public_bytes(PEM))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        if alpn:
-            context.set_alpn_protocols(list(alpn))
-        return context
+    def issue(self, *names: str, since: timedelta = SINCE, until: timedelta = UNTIL) -> Path:
+        """A file with a certificate for these names and addresses, and its key."""
+        key = generate_private_key(SECP256R1())
+        builder = _builder(_name(names[0]), self.certificate.subject, key, self.key, since, until)
+        return _written(self.folder, _for(names, builder).sign(self.key, hashes.SHA256()), key)
+
+    def context(
+        self, *names: str, since: timedelta = SINCE, until: timedelta = UNTIL, alpn: tuple[str, ...] = ()
+    ) -> ssl.SSLContext:
+        """A server's TLS with such a certificate."""
+        return server_context(self.issue(*names, since=since, until=until), alpn)
 
 
-def make_authority(folder: Path) -> Authority:
+def make_authority(folder: Path, name: str = "authority of the tests") -> Authority:
     """A new one, whose certificate is in ``folder``."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority of the tests")])
-    builder = _builder("authority of the tests", name, key, 2).add_extension(
-        x509.BasicConstraints(ca=True, path_length=None), critical=True
-    )
+    key = generate_private_key(SECP256R1())
+    builder = _builder(_name(name), _name(name), key, key, is_authority=True)
     authority = Authority(folder, builder.sign(key, hashes.SHA256()), key)
     authority.file.write_bytes(authority.certificate.public_bytes(PEM))
     return authority
+
+
+def self_signed(folder: Path, *names: str) -> Path:
+    """A file with a certificate that nobody vouches for, and its key."""
+    key = generate_private_key(SECP256R1())
+    builder = _builder(_name(names[0]), _name(names[0]), key, key)
+    return _written(folder, _for(names, builder).sign(key, hashes.SHA256()), key)
+
+
+def server_context(pem: Path, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
+    """A server's TLS with the certificate and the key in a file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
 
 
 @pytest.fixture(scope="session")
@@ -64,25 +82,45 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return make_authority(tmp_path_factory.mktemp("authority"))
 
 
-def _builder(common_name: str, issuer: x509.Name, key: Any, days: int) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return x509.CertificateBuilder(
-        issuer,
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)]),
-        key.public_key(),
-        x509.random_serial_number(),
-        now - 10 * DAY,
-        now + days * DAY,
+def _name(name: str) -> x509.Name:
+    kinds = (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
+    return x509.Name([x509.NameAttribute(kind, name) for kind in kinds])
+
+
+def _builder(  # noqa: PLR0917 - a certificate has as many
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: EllipticCurvePrivateKey,
+    signer: EllipticCurvePrivateKey,
+    since: timedelta = SINCE,
+    until: timedelta = UNTIL,
+    *,
+    is_authority: bool = False,
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    own, signers = key.public_key(), signer.public_key()
+    return (
+        x509.CertificateBuilder(issuer, subject, own, x509.random_serial_number(), now + since, now + until)
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signers), critical=False)
     )
 
 
-def _general(name: str) -> x509.GeneralName:
+def _for(names: tuple[str, ...], builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
+    others = x509.SubjectAlternativeName([_general_name(name) for name in names])
+    return builder.add_extension(others, critical=False)
+
+
+def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         return x509.DNSName(name)
 
 
-def _private(key: Any) -> bytes:
-    form = serialization.PrivateFormat.PKCS8
-    return bytes(key.private_bytes(PEM, form, serialization.NoEncryption()))
+def _written(folder: Path, certificate: x509.Certificate, key: EllipticCurvePrivateKey) -> Path:
+    path = folder / f"{uuid.uuid4().hex}.pem"
+    private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(PEM))
+    return path

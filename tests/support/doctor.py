@@ -1,17 +1,15 @@
-"""Broken ways to Coze, each of real sockets: servers with every kind of certificate, resolvers that lie,
-proxies that refuse, and a network of its own for what can't be had on loopback.
+"""``broker doctor`` on broken ways to Coze: servers that answer wrongly or not at all, resolvers that lie,
+and a network of its own for what can't be had on loopback.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import ipaddress
 import json
 import select
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -19,24 +17,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import dns.flags
 import dns.message
-import dns.rcode
-import dns.rrset
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.support.authority import server_context
 from tests.support.broker_process import COMMAND, clean_environment
+from tests.support.dns_answers import Records, answer_to
 from tests.support.waiting import wait_for
 
 HOST = "coze.test"
-DAY = timedelta(days=1)
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 ROOT = Path(__file__).parent.parent.parent
 
@@ -88,94 +79,6 @@ def diagnose(
     return diagnosis
 
 
-# --- certificates ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Authority:
-    """One that signs certificates; nobody's built-in one."""
-
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
-
-    @classmethod
-    def named(cls, name: str) -> Authority:
-        key = ec.generate_private_key(ec.SECP256R1())
-        return cls(key, _certificate(_name(name), _name(name), key, key, is_authority=True))
-
-    def pem(self, path: Path) -> Path:
-        path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
-        return path
-
-    def issue(self, folder: Path, *names: str, since: timedelta = -DAY, until: timedelta = 30 * DAY) -> Path:
-        """A file with a certificate for these names, and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        issuer = self.certificate.subject
-        made = _certificate(_name(names[0]), issuer, key, self.key, names=names, since=since, until=until)
-        return _written(folder, made, key)
-
-
-def self_signed(folder: Path, *names: str) -> Path:
-    """A file with a certificate that nobody vouches for, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    return _written(folder, _certificate(_name(names[0]), _name(names[0]), key, key, names=names), key)
-
-
-def _name(name: str) -> x509.Name:
-    return x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, name), x509.NameAttribute(NameOID.COMMON_NAME, name)]
-    )
-
-
-def _certificate(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    signer: ec.EllipticCurvePrivateKey,
-    *,
-    names: tuple[str, ...] = (),
-    since: timedelta = -DAY,
-    until: timedelta = 30 * DAY,
-    is_authority: bool = False,
-) -> x509.Certificate:
-    now = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + since)
-        .not_valid_after(now + until)
-        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
-    )
-    if names:
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
-        )
-    return builder.sign(signer, hashes.SHA256())
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
-
-
-def _written(folder: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Path:
-    path = folder / f"{uuid.uuid4().hex}.pem"
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + pem)
-    return path
-
-
 # --- servers ----------------------------------------------------------------------------------------------
 
 Serve = Callable[[socket.socket], None]
@@ -224,8 +127,7 @@ def _served(connection: socket.socket, serve: Serve) -> None:
 
 def with_tls(pem: Path, inner: Serve) -> Serve:
     """``inner`` behind TLS with this certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
+    context = server_context(pem)
 
     def serve(connection: socket.socket) -> None:
         with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as encrypted:
@@ -288,72 +190,11 @@ def http_answer(body: bytes, content_type: str, status: str = "200 OK", *headers
     return "\r\n".join([*lines, "Connection: close", *headers, "", ""]).encode() + body
 
 
-# --- a proxy ------------------------------------------------------------------------------------------------
-
-
-def http_proxy(password: str = "", status: str = "", seen: list[bytes] | None = None) -> Serve:
-    """A proxy for CONNECT that asks for a password, or refuses with ``status``; all names are here."""
-
-    def serve(connection: socket.socket) -> None:
-        head = head_of(connection)
-        if seen is not None:
-            seen.append(head)
-        basic = base64.b64encode(f"user:{password}".encode())
-        if status or (password and basic not in head):
-            answer = status or "407 Proxy Authentication Required"
-            connection.sendall(http_answer(b"", "text/plain", answer, "Proxy-Authenticate: Basic"))
-            return
-        port = int(head.split()[1].rpartition(b":")[2])
-        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        pass_on(connection, "127.0.0.1", port)
-
-    return serve
-
-
 # --- a resolver, and a network of its own --------------------------------------------------------------
 
 
-def answer_dns(query: bytes, names: dict[str, Any]) -> bytes:
-    """An answer by ``names``: a list of addresses, or the name of an error. Unknown names don't exist."""
-    asked = dns.message.from_wire(query)
-    answer = dns.message.make_response(asked)
-    answer.flags |= dns.flags.RA
-    question = asked.question[0]
-    found = names.get(question.name.to_text().rstrip("."), "NXDOMAIN")
-    if isinstance(found, str):
-        answer.set_rcode(dns.rcode.from_text(found))
-        return answer.to_wire()
-    kind = "AAAA" if question.rdtype == dns.rdatatype.AAAA else "A"
-    fitting = [address for address in found if (":" in address) == (kind == "AAAA")]
-    if fitting:
-        answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", kind, *fitting))
-    return answer.to_wire()
-
-
-def doh_server(names: dict[str, Any], silent: str = "") -> Serve:
-    """DNS over HTTPS (RFC 8484), by GET and by POST; nothing about records of the kind ``silent``: AAAA …"""
-
-    def serve(connection: socket.socket) -> None:
-        head, _, body = head_of(connection).partition(b"\r\n\r\n")
-        target = head.split()[1]
-        if b"?dns=" in target:
-            text = target.partition(b"?dns=")[2]
-            body = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
-        else:
-            length = int(head.lower().partition(b"content-length:")[2].split()[0])
-            while len(body) < length:
-                body += connection.recv(65536)
-        kind = dns.message.from_wire(body).question[0].rdtype
-        if silent and kind == dns.rdatatype.from_text(silent):
-            never_answering(connection)
-            return
-        connection.sendall(http_answer(answer_dns(body, names), "application/dns-message"))
-
-    return serve
-
-
 @contextlib.contextmanager
-def namespace(names: dict[str, Any]) -> Iterator[str]:
+def namespace(names: Records) -> Iterator[str]:
     """A network with nothing but loopback, and a resolver on it that answers by ``names``; needs root."""
     name = f"doctor-{uuid.uuid4().hex[:8]}"
     settings = Path("/etc/netns") / name
@@ -403,7 +244,7 @@ def make_silent(namespace: str, address: str) -> None:
 
 
 @contextlib.contextmanager
-def _resolver(namespace: str, names: dict[str, Any]) -> Iterator[None]:
+def _resolver(namespace: str, names: Records) -> Iterator[None]:
     command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "tests.support.doctor"]
     with subprocess.Popen([*command, json.dumps(names)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         try:
@@ -414,14 +255,14 @@ def _resolver(namespace: str, names: dict[str, Any]) -> Iterator[None]:
             process.terminate()
 
 
-def _serve_dns(names: dict[str, Any]) -> None:
+def _serve_dns(names: Records) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 53))
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         while True:
             query, sender = listener.recvfrom(4096)
-            listener.sendto(answer_dns(query, names), sender)
+            listener.sendto(answer_to(dns.message.from_wire(query), names).to_wire(), sender)
 
 
 if __name__ == "__main__":

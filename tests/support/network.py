@@ -18,11 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import dns.flags
 import dns.message
-import dns.rcode
-import dns.rrset
 import pytest
+
+from tests.support.dns_answers import answer_to, kind_of, name_of
 
 Handler = Callable[[Reader, Writer], Awaitable[None]]
 
@@ -168,15 +167,20 @@ class Coze:
 class Proxying:
     """What proxies have in common. ``names`` says where it finds what it is asked for."""
 
-    names: dict[str, int] = field(default_factory=dict)
-    """Ports on this machine, by ``host:port``."""
+    names: dict[str, int] | None = field(default_factory=dict)
+    """Ports on this machine, by ``host:port``; with None each name is this machine's."""
     asked: list[str] = field(default_factory=list)
     credential: tuple[str, str] | None = None
     connections: int = 0
 
+    def knows(self, target: str) -> bool:
+        """Whether it finds what it is asked for."""
+        return self.names is None or target in self.names
+
     async def pass_on(self, target: str, reader: Reader, writer: Writer) -> None:
         """To and fro until either side ends."""
-        there_reader, there = await asyncio.open_connection("127.0.0.1", self.names[target])
+        port = int(target.rpartition(":")[2]) if self.names is None else self.names[target]
+        there_reader, there = await asyncio.open_connection("127.0.0.1", port)
         try:
             copying = [
                 asyncio.create_task(_copy(reader, there)),
@@ -223,7 +227,7 @@ class ConnectProxy(Proxying):
             if request["proxy-authorization"] != f"Basic {right}":
                 said = request["proxy-authorization"] or "nothing"
                 return f"HTTP/1.1 407 not {said}\r\nProxy-Authenticate: Basic\r\n\r\n".encode()
-        return None if request.target in self.names else b"HTTP/1.1 502 Bad Gateway\r\n\r\n"
+        return None if self.knows(request.target) else b"HTTP/1.1 502 Bad Gateway\r\n\r\n"
 
 
 @dataclass
@@ -242,7 +246,7 @@ class SocksProxy(Proxying):
             return
         target = await _socks_target(reader)
         self.asked.append(target)
-        known = target in self.names
+        known = self.knows(target)
         writer.write(b"\x05%c\x00\x01\x00\x00\x00\x00\x00\x00" % (0 if known else 5))
         await writer.drain()
         if known:
@@ -274,9 +278,9 @@ async def _socks_target(reader: Reader) -> str:
 
 @dataclass
 class DohServer:
-    """Answers questions over HTTPS (RFC 8484 §4.1, GET) from ``records``: addresses by name."""
+    """Answers questions over HTTPS (RFC 8484 §4.1, GET) from ``records``."""
 
-    records: dict[str, list[str]] = field(default_factory=dict)
+    records: dict[str, list[str] | str] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     reply: Callable[[dns.message.Message], bytes] | None = None
@@ -289,28 +293,15 @@ class DohServer:
             request = await read_head(reader)
             query = urllib.parse.parse_qs(urllib.parse.urlsplit(request.target).query)["dns"][0]
             question = dns.message.from_wire(base64.urlsafe_b64decode(query + "=" * (-len(query) % 4)))
-            kind = dns.rdatatype.to_text(question.question[0].rdtype)
-            self.asked.append((question.question[0].name.to_text(omit_final_dot=True), kind))
+            kind = kind_of(question)
+            self.asked.append((name_of(question), kind))
             while kind in self.hold and not self.hold[kind].is_set():
                 await asyncio.sleep(0.01)
-            writer.write(
-                self.reply(question) if self.reply else doh_answer(self._answer(question, kind).to_wire())
-            )
+            writer.write(self.reply(question) if self.reply else doh_answer(self._answer(question)))
             await writer.drain()
 
-    def _answer(self, question: dns.message.Message, kind: str) -> dns.message.Message:
-        message = dns.message.make_response(question)
-        name = question.question[0].name
-        text = name.to_text(omit_final_dot=True)
-        if text in self.aliases:
-            message.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", f"{self.aliases[text]}."))
-            text = self.aliases[text]
-        addresses = [each for each in self.records.get(text, []) if (":" in each) == (kind == "AAAA")]
-        if addresses:
-            message.answer.append(dns.rrset.from_text(f"{text}.", 60, "IN", kind, *addresses))
-        if text not in self.records:
-            message.set_rcode(dns.rcode.NXDOMAIN)
-        return message
+    def _answer(self, question: dns.message.Message) -> bytes:
+        return answer_to(question, self.records, self.aliases).to_wire()
 
 
 def doh_answer(wire: bytes, media_type: str = "application/dns-message", status: str = "200 OK") -> bytes:
