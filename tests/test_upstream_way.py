@@ -92,6 +92,26 @@ async def test_dead_addresses_have_one_time_out_together() -> None:
         assert time.monotonic() - began < 2.5
 
 
+# --- what the operator reads ----------------------------------------------------------------------------
+
+
+async def test_no_connection_is_called_what_it_is(network: Network, authority: Authority) -> None:
+    """By the names in the table of the weather; and only one that took too long is called a time-out."""
+    with black_hole() as full:
+        slow = await refused(Way(), f"http://127.0.0.1:{full}", seconds=0.5)
+    gone = await refused(Way(), f"http://127.0.0.1:{full}")
+    unknown = await refused(doh(network, authority, DohServer()), f"http://{NAME}")
+    port = network.serve(Coze(), authority.context("127.0.0.1"))
+    untrusted = await refused(Way(), f"https://127.0.0.1:{port}")
+    said = [(refusal.log or "").partition(":")[0] for refusal in (slow, gone, unknown, untrusted)]
+    assert said == [
+        "ConnectTimeout",
+        "ClientConnectorError",
+        "ClientConnectorDNSError",
+        "ClientConnectorCertificateError",
+    ]
+
+
 # --- which addresses a name may lead to -----------------------------------------------------------------
 
 SPECIAL = {

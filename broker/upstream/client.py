@@ -76,7 +76,7 @@ def refusal_for(error: Exception, sent: Sent = "nothing") -> Refusal:
 
     The transport calls many things a connect timeout, so it is the body that tells what happened.
     """
-    log = f"{type(error).__name__}: {error}"
+    log = _told(error)
     if sent == "all":
         return OutcomeUnknown(log=log)
     if isinstance(
@@ -86,6 +86,13 @@ def refusal_for(error: Exception, sent: Sent = "nothing") -> Refusal:
     if sent == "part":
         return UpstreamAborted(log=log)
     return UpstreamTimeout(log=log) if _was_too_slow(error) else UpstreamUnreachable(log=log)
+
+
+def _told(error: Exception) -> str:
+    """For the operator, by aiohttp's name: the transport calls a refused connection a time-out, too."""
+    cause = error.__cause__
+    named = cause if isinstance(cause, aiohttp.ClientError) and not _was_too_slow(error) else error
+    return f"{type(named).__name__}: {error}"
 
 
 def _was_too_slow(error: Exception) -> bool:
