@@ -204,10 +204,12 @@ def test_in_a_subject(watched: Broker, canaries: Canaries, shape: str) -> None:
     asked = {"size": 4, "subject": canary, "route": "proxy"}
     minted = call(watched, "POST", "/token", json=asked, headers=watched.auth())
     assert minted.status_code == 200
+    refused = call(watched, "POST", "/token", json=asked | {"ttl_seconds": 100_000}, headers=watched.auth())
+    assert refused.status_code == 422
     form = {"subject": canary}
     revoked = call(watched, "POST", "/token/revoke", data=form, headers=watched.auth())
     assert revoked.status_code == 200
-    canaries.assert_nowhere(canary)
+    canaries.assert_nowhere(canary, [refused, revoked])
 
 
 @pytest.mark.parametrize("path", ["/proxy/upload", "/v1/files/upload"])
