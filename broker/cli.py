@@ -46,6 +46,11 @@ KeyIdOption = Annotated[
         "--key-id", envvar="BROKER_KEY_ID", help="Sign for the key with this id instead of sending it."
     ),
 ]
+ADDRESSES = {
+    *("coze_api_base", "upstream_doh_url", "broker_public_url", "broker_oidc_issuer"),
+    *("broker_scanner", "broker_allowed_origins"),
+}
+"""Settings that are shown without what may be a secret in an address that is refused."""
 SigningSecretOption = Annotated[
     str,
     typer.Option("--signing-secret", envvar="BROKER_SIGNING_SECRET", help="The key's secret for signing."),
@@ -189,7 +194,7 @@ def config(as_json: AsJson = False) -> None:
     else:
         print_table(("setting", "value", "source"), rows)
     problems = settings.problems(given)
-    for sentence in settings.warnings(given) if not problems else []:
+    for sentence in settings.env_file_troubles() if problems else settings.warnings(given):
         say("yellow", "warning", sentence)
     if problems:
         stop(problems)
@@ -219,13 +224,15 @@ def migrate(
 
 def _shown(name: str, value: Any) -> Any:
     if name == "upstream_proxy":
-        return settings.masked(value)
+        return settings.masked_proxy(value)
     if isinstance(value, dict):
         value = tuple(f"{key}={' '.join(each)}" for key, each in value.items())
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, SecretStr):
         return "(set, not shown)"
+    if name in ADDRESSES:
+        return ", ".join(map(settings.masked, value if isinstance(value, tuple) else (value,)))
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     return re.sub("//[^/@]*@", "//(not shown)@", text)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker import settings
-from broker.cli_store import with_ready_database
+from broker.cli_store import store_settings, with_ready_database
+from broker.settings import Settings
 from broker.terminal import AsJson, or_stop, print_line, print_table, stop
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def signing_keys_list(as_json: AsJson = False) -> None:
     """List the keys: which one signs, and which only verify."""
     from broker import opening
 
-    _show_ring(or_stop(lambda: opening.read_ring(settings.load_for_store())), as_json=as_json)
+    _show_ring(or_stop(lambda: opening.read_ring(store_settings())), as_json=as_json)
 
 
 @signing_keys.command("add")
@@ -64,7 +64,7 @@ def signing_keys_remove(
     """Take a key out of the ring. What it signed is good no more, receipts too."""
     from broker.auth import rotation
 
-    def without(given: settings.Settings, ring: Any) -> Any:
+    def without(given: Settings, ring: Any) -> Any:
         # A token for the receipt of a direct upload outlives the upload's own.
         longest = given.broker_token_max_ttl_seconds + given.broker_upload_max_seconds
         life_seconds = 0 if now else longest + rotation.SLACK_SECONDS
@@ -73,11 +73,11 @@ def signing_keys_remove(
     _change_ring(without, as_json=as_json)
 
 
-def _change_ring(change: Callable[[settings.Settings, Any], Any], *, as_json: bool) -> None:
+def _change_ring(change: Callable[[Settings, Any], Any], *, as_json: bool) -> None:
     from broker import opening
     from broker.auth.rotation import RotationError
 
-    async def run(given: settings.Settings, database: Database) -> Any:
+    async def run(given: Settings, database: Database) -> Any:
         return await opening.audited_ring(given, database, lambda keys: change(given, keys))
 
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from broker import settings
 from broker.settings import Settings
-from broker.terminal import Result, or_stop
+from broker.terminal import Result, or_stop, say
 
 if TYPE_CHECKING:
     from broker.state.database import Database
@@ -24,9 +24,17 @@ def with_ready_database(work: Callable[[Settings, Database], Awaitable[Result]])
     return with_database(run)
 
 
+def store_settings() -> Settings:
+    """The settings, checked as far as the database needs them; the command ends where they are wrong."""
+    given = or_stop(settings.load_for_store)
+    for sentence in settings.env_file_troubles():
+        say("yellow", "warning", sentence)
+    return given
+
+
 def with_database(work: Callable[[Settings, Database], Awaitable[Result]]) -> Result:
     """The same with the database as it is."""
-    given = or_stop(settings.load_for_store)
+    given = store_settings()
     from broker import opening
     from broker.observe import logs
     from broker.state.database import Database

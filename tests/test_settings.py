@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import SecretStr
 
 from broker import settings
-from tests.support.broker_process import clean_environment, run_command
+from broker.cli import app as app_of_commands
+from tests.support import needs
+from tests.support.broker_process import COMMAND, clean_environment, run_command
+from tests.support.waiting import wait_for
 
 GOOD = {
     "COZE_API_BASE": "https://api.coze.cn",
@@ -24,6 +28,7 @@ GOOD = {
     "BROKER_LOG_FORMAT": "json",
 }
 CANARY = "canary-4711"
+ROOT = Path(__file__).parent.parent
 GOOD_PEPPER = "3fd1c1f1f8b04c0d8a5e2b9d7c6a1e0f"
 
 
@@ -68,6 +73,26 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "bad port": ({"COZE_API_BASE": "https://api.coze.cn:x"}, "COZE_API_BASE: not an address"),
     "line end": ({"COZE_API_BASE": "https://api.coze.cn\nx"}, "COZE_API_BASE: not an address"),
     "blank": ({"COZE_API_BASE": "https://api coze.cn"}, "COZE_API_BASE: not an address"),
+    **{
+        f"{name} {host}": (
+            {name: f"https://{host}{path}"},
+            f"{name}: not an address like https://host[:port]{path}{why}",
+        )
+        for name, path in (("COZE_API_BASE", ""), ("UPSTREAM_DOH_URL", "/dns-query"))
+        for host, why in (
+            ("a.example:0", ": nothing listens on port 0."),
+            ("[::1%25lo]", ": a zone (%) is of one machine alone."),
+            ("a..b", ": no host has such a name."),
+            ("-a.example", ": no host has such a name."),
+            ("a_b.256.1.1.1..", ": no host has such a name."),
+            ("256.1.1.1", ": no host has such a name."),
+            ("a.example:", "."),
+            ("a.example?", "."),
+            (f"u:{CANARY}/@a.example", "."),
+            (f"a.example?token={CANARY}", "."),
+            (f"a.example#{CANARY}", "."),
+        )
+    },
     "public url": ({"BROKER_PUBLIC_URL": "upload.example.com"}, "BROKER_PUBLIC_URL: not an address"),
     "public url: line end": (
         {"BROKER_PUBLIC_URL": "https://a.example\n"},
@@ -200,6 +225,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
                 "nonsense://",
             ),
             *(f"http://u:{CANARY}/@proxy.example", f"http://u:{CANARY}#@proxy.example", "http://a b"),
+            *("http://a..b:3128", "http://[::1%25lo]:3128", "socks5://-a", "http://256.1.1.1"),
             *(f"http://u:{CANARY}%0a@proxy.example", f"socks5://u:{CANARY * 30}@p", "http://u%3a:p@p"),
         )
     },
@@ -255,7 +281,58 @@ def test_what_is_unsafe_or_senseless_is_a_problem_with_a_name(
         settings.load()
     assert any(sentence in problem for problem in raised.value.problems), raised.value.problems
     assert all(problem.endswith(".") for problem in raised.value.problems)
+    assert not any(CANARY in problem for problem in raised.value.problems if "UPSTREAM" in problem)
     assert not any(CANARY in problem for problem in raised.value.problems if "PROXY" in problem)
+    assert not any(CANARY in problem for problem in raised.value.problems if "COZE_API_BASE" in problem)
+
+
+PIPES = {
+    "UPSTREAM_CA_FILE": {},
+    "BROKER_SIGNING_KEYS_FILE": {},
+    "COZE_JWT_OAUTH_PRIVATE_KEY_FILE_PATH": app(PRIVATE_KEY=""),
+    "COZE_BROWSER_OAUTH_PRIVATE_KEY_FILE_PATH": app("COZE_BROWSER_OAUTH", PRIVATE_KEY=""),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("command", ["config", "serve"])
+def test_a_file_that_is_a_pipe_is_refused_and_not_waited_for(folder: Path, name: str, command: str) -> None:
+    os.mkfifo(folder / "pipe")
+    environment = {**clean_environment(), **GOOD, **PIPES[name], name: str(folder / "pipe")}
+    done = run_command(command, environment=environment, cwd=folder, timeout=30)
+    assert done.returncode == 2
+    assert "the file can't be read (not a regular file)." in done.stderr
+
+
+BLANKS: dict[str, tuple[str, Any]] = {
+    "COZE_API_BASE": (" https://api.coze.cn/ ", "https://api.coze.cn"),
+    "UPSTREAM_DOH_URL": ("\thttps://dns.example/q\r", "https://dns.example/q"),
+    "UPSTREAM_CA_FILE": (f" {__file__} ", Path(__file__)),
+    "UPSTREAM_PROXY": (" http://proxy.example:3128 ", "http://proxy.example:3128"),
+}
+
+
+@pytest.mark.parametrize("name", BLANKS)
+def test_blanks_around_what_leads_to_coze_mean_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone they are as good as nothing."""
+    written, meant = BLANKS[name]
+    monkeypatch.setenv(name, written)
+    assert getattr(settings.Settings(), name.lower()) == meant
+    monkeypatch.setenv(name, "  ")
+    assert getattr(settings.Settings(), name.lower()) == settings.Settings.model_fields[name.lower()].default
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("NONE", "none"), (" None ", "none"), ("Environment", "environment")]
+)
+def test_a_word_for_the_proxy_is_one_in_any_case(
+    written: str, meant: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    given = settings.Settings(coze_api_base="https://api.coze.cn", upstream_proxy=written)
+    assert (given.upstream_proxy, given.coze_proxy) == (meant, None)
+    shown = json.loads(config(folder, "--json", UPSTREAM_PROXY=written).stdout)
+    assert shown["UPSTREAM_PROXY"]["value"] == meant
 
 
 def test_serving_is_refused_with_every_problem_at_once(folder: Path) -> None:
@@ -509,6 +586,115 @@ def test_config_names_every_problem_and_fails(folder: Path) -> None:
     assert done.returncode == 2
     assert "PORT: " in done.stderr
     assert "COZE_API_BASE" in done.stderr
+
+
+MASKED = {
+    f"https://user:{CANARY}@a.example": "https://(not shown)@a.example",
+    f"https://user:{CANARY}/x@a.example": "https://(not shown)@a.example",
+    f"user:{CANARY}@a.example": "(not shown)@a.example",
+    f"https://a.example/q?token={CANARY}": "https://a.example/q?(not shown)",
+    f"https://a.example/q#{CANARY}": "https://a.example/q#(not shown)",
+    f"https://a.example?{CANARY}#{CANARY}": "https://a.example?(not shown)",
+    f"https://a.example/?a=b@{CANARY}#{CANARY}": "https://(not shown)",
+    "a.example/q": "a.example/q",
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["COZE_API_BASE", "UPSTREAM_DOH_URL", "BROKER_PUBLIC_URL", "BROKER_OIDC_ISSUER"]
+)
+@pytest.mark.parametrize("written", MASKED)
+def test_config_shows_no_secret_in_an_address_that_it_refuses(
+    name: str, written: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each, value in {**GOOD, name: written}.items():
+        monkeypatch.setenv(each, value)
+    with pytest.raises(SystemExit) as raised:
+        app_of_commands(["config", "--json"])
+    said = capsys.readouterr()
+    assert raised.value.code == 2
+    assert json.loads(said.out)[name]["value"] == MASKED[written]
+    assert CANARY not in said.out + said.err
+
+
+BROKEN_ENV_FILES: dict[str, tuple[str, str]] = {
+    "a blank in a name": (
+        f"# first\n\nMY TOKEN {CANARY}\n",
+        ".env: line 3 is not NAME=value, and is passed over.",
+    ),
+    "a quote that does not end": (f'RELATED=1\nA="{CANARY}\n', ".env: line 2 is not NAME=value"),
+    "a word alone": (f"{CANARY}\n", ".env: line 1 is not NAME=value"),
+    "several": (
+        f"{CANARY}\nA=1\nB {CANARY}\r\nC=2\n",
+        ".env: lines 1, 3 are not NAME=value, and are passed over.",
+    ),
+    "very many": (f"{CANARY}\n" * 9, ".env: lines 1, 2, 3, 4, 5 and 4 more are not NAME=value"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ENV_FILES)
+def test_a_line_of_the_env_file_that_can_not_be_read_is_warned_of(folder: Path, case: str) -> None:
+    """By its number, and by nothing else of it; python-dotenv's own words are not heard."""
+    content, sentence = BROKEN_ENV_FILES[case]
+    (folder / ".env").write_text(content, newline="")
+    done = config(folder)
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"warning {sentence}")
+    assert done.stderr.count("\n") == 1
+    assert CANARY not in done.stdout + done.stderr
+
+
+def test_every_command_that_reads_the_env_file_warns_of_it(folder: Path) -> None:
+    """What can't be started for another reason, too: the line may be that reason."""
+    (folder / ".env").write_text("COZE_API_BASE https://api.coze.cn\n")
+    sentence = ".env: line 1 is not NAME=value, and is passed over."
+    environment = {**clean_environment(), "BROKER_DATA_DIR": str(folder / "data")}
+    for command in (["config"], ["serve"], ["migrate"], ["keys", "list"], ["audit", "list"]):
+        done = run_command(*command, environment=environment, cwd=folder)
+        assert sentence in done.stderr, command
+        assert done.stderr.count(sentence) == 1, command
+    log = folder / "log"
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            [*COMMAND, "serve"], env={**environment, **GOOD}, cwd=folder, stdout=file, stderr=file
+        ) as process,
+    ):
+        try:
+            wait_for(lambda: sentence in log.read_text(), seconds=30.0)
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, functools.partial(os.symlink, "/nowhere")])
+def test_an_env_file_that_is_none_is_warned_of(folder: Path, make: Any) -> None:
+    """And not waited for: a pipe would never be written to."""
+    make(folder / ".env")
+    done = run_command("config", environment={**clean_environment(), **GOOD}, cwd=folder, timeout=30)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "warning .env is not a regular file: nothing is read from it.\n",
+    )
+
+
+def test_an_env_file_that_may_not_be_read_is_a_problem(folder: Path) -> None:
+    (folder / ".env").write_text("A=1\n")
+    (folder / ".env").chmod(0)
+    # Root may read everything as long as it has its capabilities.
+    bare = (
+        [needs.executable("setpriv"), "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    )
+    environment = {**clean_environment(), **GOOD, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*bare, *COMMAND, "config"],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == "error .env: the file can't be read (Permission denied).\n"
 
 
 def test_an_unreadable_env_file_is_a_problem(folder: Path) -> None:

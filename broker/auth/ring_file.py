@@ -12,6 +12,7 @@ from pathlib import Path
 from broker.observe import logs
 from broker.settings import ed25519_keys
 from broker.settings.ed25519_keys import Ed25519Key
+from broker.settings.files import check_is_file
 
 _Seen = tuple[int, int, int] | str
 """What tells one state of a file from another, or why there is none."""
@@ -26,6 +27,7 @@ class RingFile:
 
     def read(self) -> list[Ed25519Key]:
         """What the file holds now. Raises ``OSError``, and ``ValueError`` for what is no ring of keys."""
+        check_is_file(self._path)
         with self._path.open("rb") as file:
             # Looked at first: whoever writes while it is read leaves it other than it was seen.
             self._seen = _seen(os.fstat(file.fileno()))

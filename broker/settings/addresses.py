@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from broker.settings import hosts
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names addresses
 """Addresses to listen on that are none to be reached at, and what reaches them from this machine."""
@@ -17,6 +19,53 @@ def origin_of(url: str) -> str:
     port = "" if parts.port in (None, usual_port) else f":{parts.port}"
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else (parts.hostname or "")
     return f"{parts.scheme}://{host}{port}"
+
+
+def web_address(url: str) -> SplitResult:
+    """The parts of an address like ``https://host[:port]/path``.
+
+    Raises ``ValueError`` with what is wrong as the end of a sentence, if that can be said in short; it
+    repeats nothing of the address, which may hold a secret.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError from None
+    # urlsplit passes over line ends, and over a sign that nothing stands behind.
+    if not _VISIBLE_ASCII.fullmatch(url) or parts.netloc.endswith(":") or any(sign in url for sign in "?#"):
+        raise ValueError
+    if "@" in parts.netloc or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError
+    if port == 0:
+        raise ValueError(": nothing listens on port 0")
+    if "%" in parts.hostname:
+        raise ValueError(": a zone (%) is of one machine alone")
+    if not hosts.is_host(parts.hostname):
+        raise ValueError(": no host has such a name")
+    return parts
+
+
+def hostname_of(url: str) -> str:
+    """The host in a good address, in the form that hosts are compared in; empty where there is none."""
+    return hosts.canonical(urlsplit(url).hostname or "")
+
+
+def masked(url: str) -> str:
+    """An address, good or bad, as it may be shown: without name, password, query and fragment."""
+    scheme, separator, rest = url.partition("://")
+    if not scheme.isalnum():
+        scheme, separator, rest = "", "", url
+    end = min((rest.index(sign) for sign in "?#" if sign in rest), default=len(rest))
+    head, sign, tail = rest[:end], rest[end : end + 1], rest[end + 1 :]
+    if "@" in tail:  # then the sign may be a password's
+        return f"{scheme}{separator}{HIDDEN}"
+    _, at, host = head.rpartition("@")
+    return f"{scheme}{separator}{HIDDEN + at if at else ''}{host}{sign}{HIDDEN if sign else ''}"
+
+
+HIDDEN = "(not shown)"
+_VISIBLE_ASCII = re.compile("[!-~]+")
 
 
 def http_url(host: str, port: int) -> str:

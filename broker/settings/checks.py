@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import ssl
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from dotenv import dotenv_values
 
-from broker.settings import ed25519_keys, hosts
-from broker.settings.addresses import EVERYWHERE, is_loopback, is_origin, not_an_origin
+from broker.settings import ed25519_keys, env_file, files, way_checks
+from broker.settings.addresses import EVERYWHERE, is_loopback, is_origin, not_an_origin, web_address
 from broker.settings.fields import ASYNC_DRIVERS, PUBLISHABLE_PREFIX, Settings, is_given, read_private_key
 from broker.settings.oauth_app import MIN_RSA_BITS
 from broker.settings.weak_secrets import weakness
@@ -31,7 +29,7 @@ def problems(settings: Settings) -> list[str]:
 
 def warnings(settings: Settings) -> list[str]:
     """What is allowed but unwise, a sentence for each."""
-    found = []
+    found = env_file.troubles()
     server, browser = settings.server_app, settings.browser_app
     if server and browser and server.client_id == browser.client_id:
         found.append(
@@ -60,33 +58,19 @@ def warnings(settings: Settings) -> list[str]:
         )
     if server and settings.coze_api_token:
         found.append("COZE_API_TOKEN is not used: the server's OAuth app comes first.")
-    found.extend(_way_warnings(settings))
+    found.extend(way_checks.warnings(settings))
     return found
 
 
-def _way_warnings(settings: Settings) -> Iterator[str]:
-    """Of what has no effect. Only settings without problems are warned of."""
-    through = settings.coze_proxy
-    if settings.upstream_doh_url and through is not None and through.resolves_names:
-        yield "UPSTREAM_DOH_URL is not used: the proxy looks up Coze's name itself."
-    urls = (settings.coze_api_base, settings.upstream_doh_url)
-    used = {hosts.canonical(urlsplit(url).hostname or "") for url in urls}
-    used |= {through.host} if through else set()
-    for name in sorted({*settings.upstream_hosts, *settings.upstream_private_hosts} - used):
-        yield f"{name} has an entry in UPSTREAM_HOSTS or UPSTREAM_PRIVATE_HOSTS, and nothing connects to it."
-
-
 def _unknown_names() -> list[str]:
-    given = {
-        name.upper() for name in (*os.environ, *dotenv_values(".env")) if name.upper().startswith("BROKER_")
-    }
+    given = {name.upper() for name in (*os.environ, *env_file.values()) if name.upper().startswith("BROKER_")}
     return sorted(given - {name.upper() for name in Settings.model_fields} - OF_THE_COMMAND_LINE)
 
 
 def _problems(settings: Settings) -> Iterator[str]:
     yield from _url_problems("COZE_API_BASE", settings.coze_api_base, required=True)
     yield from _credential_problems(settings)
-    yield from _way_problems(settings)
+    yield from way_checks.problems(settings)
     yield from _serving_problems(settings)
     yield from _policy_problems(settings)
     yield from _ring_problems(settings)
@@ -107,51 +91,6 @@ def _credential_problems(settings: Settings) -> Iterator[str]:
         )
     if token and not _VISIBLE_ASCII.fullmatch(token.get_secret_value()):
         yield "COZE_API_TOKEN has a blank, a line end or another character that no token has."
-
-
-def _way_problems(settings: Settings) -> Iterator[str]:
-    """How Coze is reached."""
-    for name in settings.upstream_private_hosts:
-        if not hosts.is_host_name(name):
-            yield f"UPSTREAM_PRIVATE_HOSTS: {name[:60]!r} is no host's name like coze.example.com."
-    yield from _doh_problems(settings.upstream_doh_url)
-    yield from _proxy_problems(settings)
-    if settings.upstream_ca_file is not None:
-        yield from _ca_problems(settings.upstream_ca_file)
-
-
-def _doh_problems(url: str) -> Iterator[str]:
-    if any(_url_problems("", url, loopback_only=False)) or (url and urlsplit(url).scheme != "https"):
-        yield "UPSTREAM_DOH_URL: not an address like https://host[:port]/dns-query."
-
-
-def _proxy_problems(settings: Settings) -> Iterator[str]:
-    """Silent about what was given: it may hold a password."""
-    if any(_url_problems("", settings.coze_api_base)):
-        return  # there is nothing to be reached through it
-    named = settings.named_proxy
-    try:
-        _ = settings.coze_proxy
-    except ValueError:
-        source = named[0] if named else ""
-        hint = "" if source == "UPSTREAM_PROXY" else " UPSTREAM_PROXY=none does without it."
-        yield (
-            f"{source}: not a proxy's address like http://host:port or socks5h://user:password@host:port, "
-            f"with %XX for what is special in a password.{hint}"
-        )
-
-
-def _ca_problems(path: Path) -> Iterator[str]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(cafile=path)
-    except ssl.SSLError:
-        yield "UPSTREAM_CA_FILE: not certificates in PEM form."
-    except (OSError, ValueError) as error:
-        yield f"UPSTREAM_CA_FILE: the file can't be read ({getattr(error, 'strerror', 'no file name')})."
-    else:
-        if not context.cert_store_stats()["x509"]:
-            yield "UPSTREAM_CA_FILE: no certificate is in it."
 
 
 def _serving_problems(settings: Settings) -> Iterator[str]:
@@ -244,7 +183,7 @@ def _ring_problems(settings: Settings) -> Iterator[str]:
             "BROKER_SIGNING_KEYS", lambda: given.get_secret_value().replace("\\n", "\n")
         )
     if path:
-        yield from _key_text_problems("BROKER_SIGNING_KEYS_FILE", path.read_text)
+        yield from _key_text_problems("BROKER_SIGNING_KEYS_FILE", lambda: files.read_text(path))
 
 
 def _key_text_problems(name: str, read: Callable[[], str]) -> Iterator[str]:
@@ -295,14 +234,11 @@ def _url_problems(
             yield f"{name} is not set. Use https://api.coze.cn or https://api.coze.com: your account's own."
         return
     try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        whole = whole and bool(_VISIBLE_ASCII.fullmatch(url))  # urlsplit passes over line ends
-    except ValueError:
-        whole = False
-    if not whole or "@" in parts.netloc or parts.query or parts.fragment:
-        yield f"{name}: not an address like https://host[:port]."
-    elif loopback_only and parts.scheme == "http" and not is_loopback(parts.hostname):
+        parts = web_address(url)
+    except ValueError as error:
+        yield f"{name}: not an address like https://host[:port]{error}."
+        return
+    if loopback_only and parts.scheme == "http" and not is_loopback(parts.hostname):
         yield f"{name}: plain http would send credentials in the clear. Use https; http is for loopback only."
 
 

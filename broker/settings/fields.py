@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from broker.settings import hosts, proxy
+from broker.settings import files, hosts, proxy
 from broker.settings.addresses import EVERYWHERE, http_url, is_loopback, origin_of
 from broker.settings.oauth_app import OAuthApp, parse_rsa
 
@@ -397,6 +397,18 @@ class Settings(BaseSettings):
         default="info", description="The least level that is logged."
     )
 
+    @field_validator("coze_api_base", "upstream_doh_url", "upstream_proxy", "upstream_ca_file", mode="before")
+    @classmethod
+    def _without_blanks(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        return value.strip() or cls.model_fields[str(info.field_name)].default
+
+    @field_validator("upstream_proxy")
+    @classmethod
+    def _word_in_lower_case(cls, value: str) -> str:
+        return value.lower() if value.lower() in proxy.WORDS else value
+
     @field_validator("upstream_hosts", mode="before")
     @classmethod
     def _addresses(cls, value: Any) -> Any:
@@ -547,7 +559,7 @@ def read_private_key(settings: Settings, prefix: str) -> RSAPrivateKey:
     if text is not None:
         pem = text.get_secret_value().replace("\\n", "\n").encode()
     elif path is not None:
-        pem = path.read_bytes()
+        pem = files.read_bytes(path)
     else:
         raise ValueError
     return parse_rsa(pem)

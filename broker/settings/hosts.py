@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterator
 
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
@@ -19,6 +20,16 @@ def canonical(name: str) -> str:
 def is_host_name(name: str) -> bool:
     """Whether ``name``, in its canonical form, can be a host's name in DNS; an address is none."""
     return len(name) <= MAX_NAME_LENGTH and bool(_NAME.fullmatch(name)) and not is_address(name)
+
+
+def is_host(text: str) -> bool:
+    """Whether a URL may name its host so: by a name, or by an address that is one on every machine."""
+    if is_host_name(text.lower().removesuffix(".")):
+        return True
+    try:
+        return "%" not in text and (":" in text or bool(socket.inet_aton(text))) and is_address(text)
+    except OSError:
+        return False
 
 
 def is_address(text: str) -> bool:

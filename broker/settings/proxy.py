@@ -8,12 +8,13 @@ import urllib.request
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
+from broker.settings import hosts
+
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 WORDS = ("environment", "none")
 """What stands for a proxy's address in the setting."""
 ALIASES = {"socks": "socks5h"}
 """What GNOME puts into ``ALL_PROXY``."""
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*")
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 MAX_CREDENTIAL_BYTES = 255
 """The longest name or password that SOCKS has room for (RFC 1929 §2)."""
@@ -53,7 +54,7 @@ def parse(url: str) -> Proxy:
     scheme = ALIASES.get(parts.scheme, parts.scheme)
     host, port = parts.hostname or "", parts.port
     is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment)
-    if scheme not in PORTS or port == 0 or not is_bare or not _HOST.fullmatch(host):
+    if scheme not in PORTS or port == 0 or not is_bare or not hosts.is_host(host):
         raise ValueError
     username, password = _credential(parts.username), _credential(parts.password)
     if username and ":" in username:  # RFC 7617 §2 has no room for it

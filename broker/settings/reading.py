@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dotenv import dotenv_values
 from pydantic import ValidationError
 
+from broker.settings import env_file
 from broker.settings.checks import problems, store_problems
 from broker.settings.fields import Settings
 
@@ -26,18 +26,14 @@ def load(**overrides: Any) -> Settings:
     Raises :class:`SettingsError` that names every problem.
     """
     settings, found = _read(overrides)
-    found += problems(settings)
-    if found:
-        raise SettingsError(found)
+    _check(found + problems(settings))
     return settings
 
 
 def load_for_store() -> Settings:
     """Read the settings and check what the database needs; for commands that talk to no Coze."""
     settings, found = _read({})
-    found += store_problems(settings)
-    if found:
-        raise SettingsError(found)
+    _check([*found, *store_problems(settings)])
     return settings
 
 
@@ -48,8 +44,14 @@ def read() -> Settings:
     """
     settings, found = _read({})
     if found:
-        raise SettingsError(found + problems(settings))
+        _check(found + problems(settings))
     return settings
+
+
+def _check(found: list[str]) -> None:
+    """A line of ``.env`` that can't be read may be the reason for all others, so it is named with them."""
+    if found:
+        raise SettingsError(found + env_file.troubles())
 
 
 def _read(overrides: dict[str, Any]) -> tuple[Settings, list[str]]:
@@ -58,15 +60,17 @@ def _read(overrides: dict[str, Any]) -> tuple[Settings, list[str]]:
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(**given), []
+        return Settings(_env_file=env_file.path(), **given), []
     except ValidationError as error:
         found = error.errors()
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
         raise SettingsError(
             [f".env: the file can't be read as UTF-8 text ({type(error).__name__})."]
         ) from None
+    except OSError as error:
+        raise SettingsError([f".env: the file can't be read ({error.strerror})."]) from None
     defaults = {str(each["loc"][0]): Settings.model_fields[str(each["loc"][0])].default for each in found}
-    return Settings(**{**given, **defaults}), [_sentence(each) for each in found]
+    return Settings(_env_file=env_file.path(), **{**given, **defaults}), [_sentence(each) for each in found]
 
 
 def source_of(name: str) -> str:
@@ -74,7 +78,7 @@ def source_of(name: str) -> str:
     env_name = name.upper()
     if any(key.upper() == env_name and value for key, value in os.environ.items()):
         return "environment"
-    if any(key.upper() == env_name and value for key, value in dotenv_values(".env").items()):
+    if any(key.upper() == env_name and value for key, value in env_file.values().items()):
         return ".env"
     return "default"
 
