@@ -19,6 +19,7 @@ from broker.upstream.way import Way
 from tests.support.authority import Authority, make_authority
 from tests.support.broker_process import clean_environment, running_broker
 from tests.support.network import ConnectProxy, Coze, DohServer, Network, SocksProxy, answer, black_hole
+from tests.support.waiting import until
 
 NAME, OTHER = "coze.test", "127.0.0.9"
 USER, PASSWORD = "proxy-user", "pr0xy:p@ss/word"
@@ -100,6 +101,53 @@ async def test_fixed_addresses_hold_behind_a_proxy(
     assert await ask(way, port) == 200
     assert made.asked in ([f"{OTHER}:{port}", target], [target])
     assert server.requests[0]["host"] == f"{NAME}:{port}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("silent", [1, 2])
+async def test_an_address_that_a_proxy_is_silent_about_does_not_hold_up_the_next(
+    network: Network, authority: Authority, coze: tuple[Coze, int], kind: str, silent: int
+) -> None:
+    """They have one time-out together, and each a share of it; what is left open ends."""
+    server, port = coze
+    hosts = (*(f"127.0.0.{9 - each}" for each in range(silent)), "127.0.0.1")
+    targets = [f"{host}:{port}" for host in hosts]
+    made, address = proxy_of(network, authority, kind, names={targets[-1]: port}, silent=targets[:-1])
+    way = Way(hosts={NAME: hosts}, proxy=proxy.parse(f"{kind}://{address}"), ca_file=authority.file)
+    began = time.monotonic()
+    client = way.client(f"https://{NAME}:{port}", connect_timeout_seconds=8, read_timeout_seconds=5)
+    async with client:
+        assert (await call(client, "GET", "/")).status == 200
+        assert time.monotonic() - began < 7
+        assert made.asked == targets
+        await until(lambda: made.waiting == 0)
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_addresses_that_a_proxy_is_silent_about_have_one_time_out_together(
+    network: Network, authority: Authority, kind: str
+) -> None:
+    targets = [f"127.0.0.{each}:1" for each in (7, 8, 9)]
+    made, address = proxy_of(network, authority, kind, silent=targets)
+    hosts = {NAME: tuple(target.removesuffix(":1") for target in targets)}
+    way = Way(hosts=hosts, proxy=proxy.parse(f"{kind}://{address}"), ca_file=authority.file)
+    began = time.monotonic()
+    assert isinstance(await refused(way, 1, seconds=1.0), UpstreamTimeout)
+    assert time.monotonic() - began < 2.5
+    assert made.asked == targets
+    await until(lambda: made.waiting == 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_each_address_that_a_proxy_refuses_is_asked_for_once(
+    network: Network, authority: Authority, kind: str
+) -> None:
+    made, address = proxy_of(network, authority, kind)
+    hosts = {NAME: ("127.0.0.7", "127.0.0.8", "127.0.0.9")}
+    way = Way(hosts=hosts, proxy=proxy.parse(f"{kind}://{address}"), ca_file=authority.file)
+    assert isinstance(await refused(way, 1), UpstreamUnreachable)
+    assert made.asked == ["127.0.0.7:1", "127.0.0.8:1", "127.0.0.9:1"]
 
 
 async def test_a_connect_request_names_its_target_as_host(

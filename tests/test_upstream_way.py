@@ -342,6 +342,37 @@ async def test_who_leaves_takes_no_lookup_from_others(network: Network, authorit
     assert len(server.asked) == 2
 
 
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "a.localhost"])
+async def test_no_dns_server_is_asked_for_localhost(
+    network: Network, authority: Authority, host: str
+) -> None:
+    """It is this machine (RFC 6761 §6.3), whatever a server would say of it."""
+    server = DohServer({"localhost": ["1.1.1.1"], "a.localhost": ["1.1.1.1"]})
+    way = doh(network, authority, server)
+    assert (await ask(way, f"http://{host}:{network.serve(Coze())}")).status == 200
+    assert server.asked == []
+
+
+async def test_a_name_that_only_looks_like_localhost_is_asked_for(
+    network: Network, authority: Authority
+) -> None:
+    server = DohServer({"notlocalhost": ["10.0.0.1"]})
+    refusal = await refused(doh(network, authority, server), "http://notlocalhost")
+    assert "10.0.0.1 (private)" in (refusal.log or "")
+
+
+class Nobody(SystemLookup):
+    """Must not be asked."""
+
+    async def __call__(self, host: str) -> list[str]:
+        raise AssertionError(host)
+
+
+async def test_the_system_is_not_asked_for_localhost_either() -> None:
+    found = await resolver(lookup=Nobody()).resolve("localhost", 80)
+    assert [each["host"] for each in found] == ["127.0.0.1", "::1"]
+
+
 async def test_the_doh_server_must_prove_who_it_is(network: Network, authority: Authority) -> None:
     server = DohServer({NAME: ["127.0.0.1"]})
     way = doh(network, authority, server, private_hosts=(NAME,))

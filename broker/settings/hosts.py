@@ -22,6 +22,15 @@ def is_host_name(name: str) -> bool:
     return len(name) <= MAX_NAME_LENGTH and bool(_NAME.fullmatch(name)) and not is_address(name)
 
 
+LOOPBACK = ("127.0.0.1", "::1")
+"""What a name of this machine means, whoever is asked."""
+
+
+def is_localhost(name: str) -> bool:
+    """Whether a name means this machine, so that no DNS server may be asked for it (RFC 6761 §6.3)."""
+    return f".{canonical(name)}".endswith(".localhost")
+
+
 def is_host(text: str) -> bool:
     """Whether a URL may name its host so: by a name, or by an address that is one on every machine."""
     if is_host_name(text.lower().removesuffix(".")):

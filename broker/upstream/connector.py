@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import http
 import ssl
 from typing import Any
@@ -16,6 +17,7 @@ import aiohttp
 from aiohttp import hdrs
 
 from broker.observe import snapshot
+from broker.upstream.race import first_of
 from broker.upstream.resolver import Resolver
 
 CACHE_SECONDS = 10
@@ -71,13 +73,11 @@ class Connector(aiohttp.TCPConnector):
         """The proxy gets an address, not the name, of a host whose addresses the settings fix."""
         host = req.url.raw_host or ""
         requests = [_at(req, address) for address in self.resolver.fixed(host)] or [req]
-        for left, request in zip(range(len(requests) - 1, -1, -1), requests, strict=True):
-            try:
-                return await self._through_proxy(request, *rest)
-            except aiohttp.ClientConnectorError:
-                if not left:
-                    raise
-        raise AssertionError
+        return await first_of(
+            [functools.partial(self._through_proxy, request, *rest) for request in requests],
+            within_seconds=self.connect_timeout_seconds,
+            drop=lambda connection: connection[0].abort(),
+        )
 
     async def _through_proxy(self, req: aiohttp.ClientRequest, *rest: Any) -> Any:
         try:

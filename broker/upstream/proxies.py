@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 from typing import Any
@@ -14,6 +15,7 @@ from python_socks.async_.asyncio import Proxy as SocksClient
 
 from broker.settings import Proxy
 from broker.upstream.connector import NEXT_ADDRESS_SECONDS, Connector, proxy_refused
+from broker.upstream.race import first_of
 from broker.upstream.resolver import Resolver
 
 
@@ -43,8 +45,16 @@ class SocksConnector(Connector):
         self, *args: Any, addr_infos: Any, req: aiohttp.ClientRequest, **options: Any
     ) -> Any:
         """A socket through the proxy, and on it what a direct one would get: TLS with the host itself."""
-        host, port, *_ = addr_infos[0][4]
-        tunnel = await self._tunnel(host, port, req)
+        attempts = [
+            functools.partial(self._tunnel, address[0], address[1], req) for *_, address in addr_infos
+        ]
+        try:
+            tunnel = await first_of(
+                attempts, within_seconds=self.connect_timeout_seconds, drop=socket.socket.close
+            )
+        except (aiohttp.ClientConnectorError, TimeoutError):
+            addr_infos.clear()  # all were tried; aiohttp would begin anew with those behind the first
+            raise
         return await self._wrap_existing_connection(*args, req=req, sock=tunnel, **options)
 
     async def _tunnel(self, host: str, port: int, req: aiohttp.ClientRequest) -> socket.socket:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from broker.settings.hosts import canonical, is_address
+from broker.settings.hosts import LOOPBACK, canonical, is_address, is_localhost
 from broker.upstream.address_ranges import kind_of
 
 
@@ -35,7 +35,8 @@ class Resolver(AbstractResolver):
     """What the settings say of a host, else what ``lookup`` says; without ``lookup``, the name itself: a
     proxy will find out.
 
-    ``own_hosts`` are the operator's in any case: they are looked up in the system, and may be anywhere.
+    ``localhost`` is this machine; nobody is asked for it (RFC 6761 §6.3). ``own_hosts`` are the operator's in
+    any case: they are looked up in the system, and may be anywhere.
     ``private_hosts`` may be anywhere, too. A lookup may take ``timeout_seconds``.
     """
 
@@ -50,7 +51,7 @@ class Resolver(AbstractResolver):
     ) -> None:
         self._lookup = lookup
         self._hosts = hosts
-        self._own_hosts = {"localhost", *own_hosts}
+        self._own_hosts = set(own_hosts)
         self._may_be_anywhere = self._own_hosts | set(private_hosts)
         self._timeout_seconds = timeout_seconds
 
@@ -79,6 +80,8 @@ class Resolver(AbstractResolver):
         fixed = [host] if is_address(host) else list(self.fixed(host))
         if fixed:
             return fixed
+        if is_localhost(host) and (self._lookup is not None or canonical(host) in self._own_hosts):
+            return list(LOOPBACK)
         lookup = SystemLookup() if canonical(host) in self._own_hosts else self._lookup
         if lookup is None:
             return [host]
