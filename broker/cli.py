@@ -28,7 +28,20 @@ from broker.cli_doctor import doctor
 from broker.cli_keys import keys
 from broker.cli_signing_keys import signing_keys
 from broker.cli_store import with_database
-from broker.terminal import AsJson, Result, err, or_stop, out, print_line, print_table, say, stop
+from broker.terminal import (
+    AsJson,
+    Output,
+    OutputError,
+    Result,
+    end_output,
+    err,
+    or_stop,
+    out,
+    print_line,
+    print_table,
+    say,
+    stop,
+)
 
 app = typer.Typer(name="broker", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(keys, name="keys")
@@ -59,10 +72,22 @@ SigningSecretOption = Annotated[
 
 def main() -> None:
     """Where the installed command begins. What a terminal can't show is replaced, not a reason to fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    app()
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = Output.instead_of(sys.stdout)
+    try:
+        _run()
+    except OutputError as error:
+        sys.exit(end_output(error))
+
+
+def _run() -> None:
+    try:
+        app()
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 @app.callback(invoke_without_command=True)

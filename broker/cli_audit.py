@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ import typer
 
 from broker import settings
 from broker.cli_store import with_ready_database
-from broker.terminal import err, print_line, print_table, stop
+from broker.terminal import OutputError, end_output, err, print_line, print_table, stop
 
 if TYPE_CHECKING:
     from broker.state.database import Database
@@ -113,13 +112,12 @@ def _with_log(work: Callable[[Any], Awaitable[Result]]) -> Result:
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """As ``head`` does, which is no trouble with the database."""
+    """As ``head`` does, or its disk may be full, which is no trouble with the database."""
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest is flushed to
-        raise typer.Exit(1) from None
+    except OutputError as error:
+        raise typer.Exit(end_output(error)) from None
 
 
 async def _rows(

@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 WORDS = {"ok": "ok", "warning": "warn", "failed": "FAIL", "skipped": "skip"}
 INDENT = 18
+INTERRUPTED = 130
+"""What a shell says of a command that Ctrl-C ended."""
 
 
 def doctor(
@@ -41,43 +45,72 @@ def doctor(
     """Why can't my server reach Coze? Walks the way step by step, says what it found and what to do.
 
     The exit code is 0 when all is well, else that of the first step that failed: 10 settings, 11 dns, 12 tcp,
-    13 proxy, 14 tls, 15 http, 16 region, 17 credential, 18 cors, 19 upload.
+    13 proxy, 14 tls, 15 http, 16 region, 17 credential, 18 cors, 19 upload; 130 after Ctrl-C.
     """
-    # Nothing here needs to be put in order first, and a thread that asks DNS can't be told to stop.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if doh and not _is_https(doh):
-        stop(["--doh: not an address like https://host/dns-query."])
-    from broker.doctor.examination import exit_code
-
-    started = time.monotonic()
-    show = _passed_over if as_json else _show
-    results, upstream = _examined(doh, timeout, show, upload=upload)
-    code = exit_code(results)
-    if as_json:
-        print_line(_report(results, upstream, code, time.monotonic() - started))
-    else:
-        _show_end(results, code, time.monotonic() - started)
-    _leave(code)
-
-
-def _is_https(url: str) -> bool:
+    if problems := list(settings.doh_problems(doh, "--doh")):
+        stop(problems)
+    report = Report(_passed_over if as_json else _show)
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return False
-    return parts.scheme == "https" and bool(parts.hostname)
+        _examine(report, doh, timeout, upload=upload)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more ends it without these last words
+        report.is_interrupted = True
+    if as_json:
+        print_line(report.as_json())
+    else:
+        _show_end(report)
+    _leave(report.exit_code, at_once=report.is_interrupted)
 
 
-def _leave(code: int) -> NoReturn:
+@dataclass
+class Report:
+    """What was found so far; each result is told to ``show`` as it comes."""
+
+    show: Callable[[Result], None]
+    results: list[Result] = field(default_factory=list)
+    upstream: str | None = None
+    is_interrupted: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, result: Result) -> None:
+        """One more step."""
+        self.show(result)
+        self.results.append(result)
+
+    @property
+    def exit_code(self) -> int:
+        from broker.doctor.examination import exit_code
+
+        return INTERRUPTED if self.is_interrupted else exit_code(self.results)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def as_json(self) -> dict[str, Any]:
+        from broker.doctor.examination import first_failed
+
+        return {
+            "ok": self.exit_code == 0,
+            "exit_code": self.exit_code,
+            "failed_step": first_failed(self.results),
+            "interrupted": self.is_interrupted,
+            "upstream": self.upstream,
+            "steps": [result.as_json() for result in self.results],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _leave(code: int, *, at_once: bool) -> NoReturn:
     """A thread that still asks the system's resolver would keep the process for half a minute."""
     sys.stdout.flush()
-    if any(not each.daemon for each in threading.enumerate() if each is not threading.main_thread()):
+    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
+    if at_once or any(not each.daemon for each in others):
         os._exit(code)
     raise typer.Exit(code)
 
 
-def _examined(doh: str, timeout: float, show: Any, *, upload: bool) -> tuple[list[Result], str | None]:
+def _examine(report: Report, doh: str, timeout: float, *, upload: bool) -> None:
     from broker.doctor.examination import STEPS, UPLOAD
     from broker.doctor.way import Way
 
@@ -85,25 +118,26 @@ def _examined(doh: str, timeout: float, show: Any, *, upload: bool) -> tuple[lis
     try:
         way = Way(settings.read(), doh_url=doh, wait_seconds=timeout)
     except settings.SettingsError as error:
-        results = _unreadable(error.problems, steps)
-        for result in results:
-            show(result)
-        return results, None
+        for result in _unreadable(error.problems, steps):
+            report.add(result)
+        return
+    report.upstream = _origin(way)
     loop = asyncio.new_event_loop()  # asyncio.run would wait for such threads, too
     try:
-        return loop.run_until_complete(_walk(way, steps, show)), _origin(way)
+        loop.run_until_complete(_walk(way, steps, report))
+    except KeyboardInterrupt:
+        loop.set_exception_handler(lambda *_: None)  # what is under way ends with the process
+        raise
     finally:
         loop.close()
 
 
-async def _walk(way: Way, steps: tuple[Step, ...], show: Any) -> list[Result]:
+async def _walk(way: Way, steps: tuple[Step, ...], report: Report) -> None:
     from broker.doctor.examination import examined
 
-    results = []
-    async for result in examined(way, steps):
-        show(result)
-        results.append(result)
-    return results
+    async with aclosing(examined(way, steps)) as results:
+        async for result in results:
+            report.add(result)
 
 
 def _unreadable(problems: list[str], steps: tuple[Step, ...]) -> list[Result]:
@@ -121,19 +155,6 @@ def _origin(way: Way) -> str | None:
         return way.target.origin
     except ValueError:
         return None
-
-
-def _report(results: list[Result], upstream: str | None, code: int, seconds: float) -> dict[str, Any]:
-    from broker.doctor.examination import first_failed
-
-    return {
-        "ok": code == 0,
-        "exit_code": code,
-        "failed_step": first_failed(results),
-        "upstream": upstream,
-        "steps": [result.as_json() for result in results],
-        "seconds": round(seconds, 3),
-    }
 
 
 def _passed_over(_: Result) -> None:
@@ -165,14 +186,21 @@ def _line(head: str, sentence: str) -> None:
     out.print(Padding(row, 0), highlight=False)
 
 
-def _show_end(results: list[Result], code: int, seconds: float) -> None:
-    if code:
-        name = next(each.step.name for each in results if each.step.exit_code == code)
-        out.print(
-            f"\n[red]The way to Coze ends at {name}[/red] (exit code {code}, {seconds:.1f} s).",
-            highlight=False,
-        )
-        return
-    warned = sum(each.finding.status == "warning" for each in results)
+def _show_end(report: Report) -> None:
+    out.print(f"\n{_last_words(report)} {_how_long(report)}.", highlight=False)
+
+
+def _last_words(report: Report) -> str:
+    if report.is_interrupted:
+        return "[yellow]Interrupted[/yellow]: the steps that are missing were not looked at"
+    if report.exit_code:
+        name = next(each.step.name for each in report.results if each.step.exit_code == report.exit_code)
+        return f"[red]The way to Coze ends at {name}[/red]"
+    warned = sum(each.finding.status == "warning" for each in report.results)
     more = f", with {warned} warning{'s' if warned > 1 else ''}" if warned else ""
-    out.print(f"\n[green]The way to Coze is open[/green]{more} ({seconds:.1f} s).", highlight=False)
+    return f"[green]The way to Coze is open[/green]{more}"
+
+
+def _how_long(report: Report) -> str:
+    code = f"exit code {report.exit_code}, " if report.exit_code else ""
+    return f"({code}{report.seconds:.1f} s)"

@@ -280,6 +280,47 @@ def test_token_says_what_is_not_granted(broker: Broker, arguments: list[str], co
     assert code in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            "--version",
+            "--help",
+            "doctor",
+            "doctor --json",
+            "config",
+            "config --json",
+            "migrate",
+            "keys list",
+        ),
+        *("audit list", "audit list --json", "audit verify"),
+    ],
+)
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_output_that_takes_nothing_is_said_in_one_line(folder: Path, command: str, is_buffered: bool) -> None:
+    """As when the disk is full. No trace, and never success, whatever the command had to tell."""
+    environment = clean_environment() | {
+        "COZE_API_BASE": "https://127.0.0.1:1",
+        "COZE_API_TOKEN": "sat_1",
+        "BROKER_DATA_DIR": str(folder / "data"),
+        "PYTHONUNBUFFERED": "" if is_buffered else "1",
+    }
+    assert run_command("migrate", environment=environment, cwd=folder).returncode == 0
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *command.split()],
+            env=environment,
+            cwd=folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error standard output can't be written to (No space left on device).\n"
+
+
 def test_the_version_and_the_commands_are_told() -> None:
     assert run_command("--version", environment=clean_environment()).stdout.strip() == __version__
     shown = run_command("--help", environment=clean_environment()).stdout

@@ -59,7 +59,7 @@ def test_the_wheel_has_the_whole_package(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_names_its_command_and_licence(wheel: zipfile.ZipFile) -> None:
     names = {name.partition(".dist-info/")[2]: name for name in wheel.namelist() if ".dist-info/" in name}
-    assert "broker = broker.cli:main" in wheel.read(names["entry_points.txt"]).decode()
+    assert "broker = broker.__main__:main" in wheel.read(names["entry_points.txt"]).decode()
     assert any(name.endswith("LICENSE") for name in names)
 
 

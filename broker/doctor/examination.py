@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class Result:
 
 async def examined(
     way: Way, steps: Sequence[Step] = STEPS, max_seconds: float = math.inf
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """Walk the way; a result for each step as soon as there is one. Closes the client that it made.
 
     The step that is under way after ``max_seconds`` has failed, and those after it.
