@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import pty
 import re
@@ -15,22 +17,34 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from broker import settings
 from broker.doctor.calling import Reply
-from broker.doctor.credential import judged, refused_app
+from broker.doctor.credential import judged, judged_browser, refused_app
 from broker.doctor.examination import STEPS as STEPS_OF_THE_WAY
 from broker.doctor.examination import UPLOAD, all_of
 from broker.doctor.exchange import Exchanged
+from broker.doctor.finding import Finding
 from broker.doctor.tls import EXPIRED, Refused, Shown
 from broker.doctor.tls import judged as judged_tls
+from broker.doctor.upload import judged as judged_upload
 from broker.doctor.way import Way
 from broker.sandbox.launch import in_subprocess
 from tests.support import needs
-from tests.support.authority import DAY, Authority, make_authority, self_signed, server_context
+from tests.support.authority import (
+    DAY,
+    Authority,
+    make_authority,
+    self_signed,
+    server_context,
+    signed_over_sha1,
+)
 from tests.support.broker_process import COMMAND
 from tests.support.dns_answers import Records
 from tests.support.doctor import (
@@ -39,7 +53,10 @@ from tests.support.doctor import (
     Serve,
     diagnose,
     environment,
+    head_of,
     http_answer,
+    listening,
+    listening_in,
     make_silent,
     namespace,
     never_answering,
@@ -47,6 +64,7 @@ from tests.support.doctor import (
     run,
     saying,
     serving,
+    serving_on,
     with_tls,
 )
 from tests.support.network import ConnectProxy, DohServer, Network, SocksProxy, answer
@@ -174,6 +192,33 @@ def test_settings_that_cant_be_read(folder: Path) -> None:
     assert_ends_at(diagnosis, "settings", 10, "PORT")
 
 
+@pytest.mark.parametrize(
+    "base", ["https://{host}:0", "https://a..b", "https://[::1%25lo]", "https://{host}/?SECRET"]
+)
+def test_an_address_that_leads_nowhere_is_not_gone_to(here: Here, base: str) -> None:
+    diagnosis = diagnose(here.environment(1, COZE_API_BASE=base.format(host=HOST)), cwd=here.folder)
+    assert_ends_at(diagnosis, "settings", 10, "COZE_API_BASE: not an address like")
+    assert set(diagnosis.statuses.values()) == {"failed", "skipped"}
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_a_file_of_authorities_that_is_a_pipe_is_not_waited_for(here: Here) -> None:
+    os.mkfifo(here.folder / "pipe")
+    diagnosis = here.diagnose(here.good(), UPSTREAM_CA_FILE=str(here.folder / "pipe"))
+    assert_ends_at(diagnosis, "settings", 10, "UPSTREAM_CA_FILE: the file can't be read (not a regular file)")
+    assert diagnosis["tls"]["status"] == "failed"  # by the built-in authorities alone
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_line_of_the_env_file_that_can_not_be_read_is_told(here: Here, is_good: bool) -> None:
+    (here.folder / ".env").write_text("A=1\nCOZE_API_TOKEN SECRET\n")
+    settings = {} if is_good else {"COZE_API_TOKEN": ""}
+    diagnosis = here.diagnose(here.good(), **settings)
+    assert diagnosis["settings"]["status"] == ("warning" if is_good else "failed")
+    assert ".env: line 2 is not NAME=value" in diagnosis["settings"]["found" if not is_good else "means"]
+    assert "SECRET" not in diagnosis.printed
+
+
 def test_settings_that_only_lack_a_credential_let_the_rest_be_looked_at(here: Here) -> None:
     diagnosis = here.diagnose(here.good(), COZE_API_TOKEN="")
     assert_ends_at(diagnosis, "settings", 10, "COZE_API_TOKEN")
@@ -285,18 +330,73 @@ def test_a_private_answer_is_right_for_a_host_that_is_named_so(here: Here) -> No
     assert diagnosis.exit_code == 0, diagnosis.printed
 
 
-def test_dns_over_https_shows_that_the_systems_answer_is_another(here: Here, network: Network) -> None:
-    """They disagree: a warning, since a server that is not Coze's can't pass the step tls."""
-    pem = here.authority.issue("localhost")
-    doh = network.serve(DohServer({"localhost": ["127.0.0.7"]}), server_context(pem))
-    with serving(with_tls(pem, passing_on_to(here.sandbox.url))) as server:
-        base = f"https://localhost:{server.port}"
-        env = here.environment(server.port, COZE_API_BASE=base, UPSTREAM_HOSTS="")
-        diagnosis = diagnose(env, "--doh", f"https://localhost:{doh}/dns-query", cwd=here.folder)
-    assert diagnosis["dns"]["status"] == "warning", diagnosis.printed
-    assert diagnosis["dns"]["facts"]["doh"] == ["127.0.0.7"]
+PUBLIC = "1.2.3.4"
+"""Where Coze is in a namespace: an address that no check keeps the broker from."""
+LIES: dict[str, list[str] | str] = {
+    "private": ["10.1.2.3"],
+    "made up": ["198.18.0.5"],
+    "another": ["1.2.3.9"],
+    "empty": [],
+    "nxdomain": "NXDOMAIN",
+    "servfail": "SERVFAIL",
+}
+SAID_OF_LIES = {
+    "private": ("10.1.2.3 (private)", f"DNS over HTTPS says {PUBLIC}", "poisoned"),
+    "made up": ("198.18.0.5 (benchmarking)", f"DNS over HTTPS says {PUBLIC}", "Clash"),
+    "empty": ("has no address", f"another resolver says {PUBLIC}", "kept off"),
+    "nxdomain": ("no such name", f"another resolver says {PUBLIC}", "kept off"),
+    "servfail": ("resolver failed", f"another resolver says {PUBLIC}", "kept off"),
+}
+
+
+@contextlib.contextmanager
+def lied_to(here: Here, network: Network, said: list[str] | str) -> Iterator[tuple[dict[str, str], str, str]]:
+    """A network whose resolver says this of Coze, and in which a DNS server over HTTPS knows better: the
+    environment of a broker in it, the server's URL, and the network's name.
+    """
+    pem = here.authority.issue(HOST, "dns.test")
+    with namespace({HOST: said}) as name:
+        tls = server_context(pem)
+        doh = network.serve(DohServer({HOST: [PUBLIC]}), tls, on=listening("127.0.0.1", namespace=name))
+        with serving_on(listening_in(name, PUBLIC), here.good()) as server:
+            env = here.environment(server.port, UPSTREAM_HOSTS="dns.test=127.0.0.1")
+            yield env, f"https://dns.test:{doh}/dns-query", name
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("lie", LIES)
+def test_dns_over_https_goes_on_where_the_systems_answer_is_a_lie_or_none(
+    here: Here, network: Network, lie: str
+) -> None:
+    """The two disagree: a warning, since a server that is not Coze's can't pass the step tls."""
+    with lied_to(here, network, LIES[lie]) as (env, url, name):
+        diagnosis = diagnose({**env, "UPSTREAM_DOH_URL": url}, cwd=here.folder, namespace=name)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    facts = diagnosis["dns"]["facts"]
+    assert (facts["used"], facts["doh"]) == ("doh", [PUBLIC])
+    assert facts["system"] == (LIES[lie] if isinstance(LIES[lie], list) else [])
+    assert (diagnosis["dns"]["status"], diagnosis["tls"]["status"]) == ("warning", "ok")
     assert "disagree" in diagnosis["dns"]["found"]
-    assert diagnosis.exit_code == 0
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("lie", SAID_OF_LIES)
+def test_another_resolver_shows_that_the_systems_answer_is_a_lie_or_none(
+    here: Here, network: Network, lie: str
+) -> None:
+    """Asked by ``--doh`` alone: the broker would not ask it, so the way ends; the advice is to let it."""
+    with lied_to(here, network, LIES[lie]) as (env, url, name):
+        diagnosis = diagnose(env, "--doh", url, cwd=here.folder, namespace=name)
+    assert_ends_at(diagnosis, "dns", 11, *SAID_OF_LIES[lie], "UPSTREAM_DOH_URL")
+    assert diagnosis["dns"]["facts"]["used"] == "system"
+
+
+@pytest.mark.usefixtures("networks")
+def test_a_lie_that_looks_public_is_found_out_at_the_next_step(here: Here, network: Network) -> None:
+    with lied_to(here, network, LIES["another"]) as (env, url, name):
+        diagnosis = diagnose(env, "--doh", url, cwd=here.folder, namespace=name)
+    assert diagnosis["dns"]["status"] == "warning"
+    assert_ends_at(diagnosis, "tcp", 12, "poisoned or stale", "UPSTREAM_DOH_URL")
 
 
 def test_dns_over_https_that_answers_for_one_family_alone(here: Here, network: Network) -> None:
@@ -311,13 +411,83 @@ def test_dns_over_https_that_answers_for_one_family_alone(here: Here, network: N
     assert diagnosis.exit_code == 0, diagnosis.printed
 
 
-def test_dns_over_https_that_cant_be_asked_is_only_said(here: Here) -> None:
-    with serving(with_tls(here.authority.issue("localhost"), passing_on_to(here.sandbox.url))) as server:
-        base = f"https://localhost:{server.port}"
-        env = here.environment(server.port, COZE_API_BASE=base, UPSTREAM_HOSTS="")
-        diagnosis = diagnose(env, "--doh", f"https://localhost:{closed_port()}/dns-query", cwd=here.folder)
+def test_localhost_is_asked_of_no_dns_server(here: Here, network: Network) -> None:
+    """It is this machine (RFC 6761 §6.3), for the broker and for the doctor, whatever a server would say."""
+    pem = here.authority.issue("localhost", "a.localhost", "127.0.0.1")
+    lying = DohServer({"localhost": [PUBLIC], "a.localhost": [PUBLIC]})
+    url = f"https://127.0.0.1:{network.serve(lying, server_context(pem))}/dns-query"
+    with serving(with_tls(pem, passing_on_to(here.sandbox.url))) as server:
+        for name in ("localhost", "a.localhost"):
+            settings = {"COZE_API_BASE": f"https://{name}:{server.port}", "UPSTREAM_HOSTS": ""}
+            env = here.environment(server.port, **settings, UPSTREAM_DOH_URL=url)
+            diagnosis = diagnose(env, cwd=here.folder)
+            assert diagnosis.exit_code == 0, diagnosis.printed
+            assert diagnosis["dns"]["found"] == f"{name} is this machine, and needs no DNS"
+    assert lying.asked == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{port}/dns-query",
+        "https://127.0.0.1:{port}/?SECRET",
+        "https://u:SECRET@127.0.0.1:{port}/q",
+    ],
+)
+def test_a_dns_server_that_the_settings_refuse_is_not_asked(here: Here, url: str) -> None:
+    """What it would be told, others could read. The system's resolver is asked instead."""
+    connections: list[bytes] = []
+    with serving(lambda connection: connections.append(connection.recv(1))) as doh:
+        written = url.format(port=doh.port)
+        diagnosis = here.diagnose(here.good(), UPSTREAM_DOH_URL=written, UPSTREAM_HOSTS="")
+        by_option = run(here.environment(1), "--doh", written, cwd=here.folder)
+    assert_ends_at(diagnosis, "settings", 10, "UPSTREAM_DOH_URL: not an address like")
+    assert diagnosis["dns"]["facts"]["used"] == "system"
+    assert by_option.returncode == 2
+    assert connections == []
+    assert "SECRET" not in diagnosis.printed + by_option.stdout + by_option.stderr
+
+
+NO_TLS, NOT_DNS = b"HTTP/1.1 400 No\r\n\r\n", http_answer(b"<html>", "text/html")
+
+
+def after_the_first_bytes(answer: bytes) -> Serve:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    return serve
+
+
+@pytest.mark.parametrize("case", ["refused", "certificate", "no TLS", "cut off", "no DNS"])
+def test_dns_over_https_that_fails_is_told_in_plain_words(here: Here, case: str) -> None:
+    """No name of a class, which says something to nobody but its author."""
+    by_tls = functools.partial(with_tls, here.authority.issue("localhost"))
+    serve, words = {
+        "refused": (never_answering, "localhost can't be asked (refused)"),
+        "certificate": (
+            with_tls(self_signed(here.folder, "localhost"), never_answering),
+            "localhost can't be asked (its certificate does not verify)",
+        ),
+        "no TLS": (after_the_first_bytes(NO_TLS), "localhost can't be asked (no TLS, or none that is still"),
+        "cut off": (after_the_first_bytes(b""), "localhost can't be asked (cut off)"),
+        "no DNS": (by_tls(saying(NOT_DNS)), "what localhost answers is not DNS"),
+    }[case]
+    with serving(serve) as doh:
+        url = f"https://localhost:{closed_port() if case == 'refused' else doh.port}/dns-query"
+        names = {"UPSTREAM_HOSTS": "", "UPSTREAM_PRIVATE_HOSTS": HOST}
+        diagnosis = here.diagnose(here.good(), **names, UPSTREAM_DOH_URL=url)
+    assert_ends_at(diagnosis, "dns", 11, words)
+
+
+@pytest.mark.usefixtures("networks")
+def test_dns_over_https_that_cant_be_asked_is_only_said(here: Here, network: Network) -> None:
+    with lied_to(here, network, [PUBLIC]) as (env, _, name):
+        url = "https://dns.test:1/dns-query"
+        diagnosis = diagnose(env, "--doh", url, cwd=here.folder, namespace=name)
     assert diagnosis["dns"]["status"] == "warning", diagnosis.printed
-    assert "did not help" in diagnosis["dns"]["means"]
+    assert "did not help: dns.test can't be asked (refused)" in diagnosis["dns"]["means"]
+    assert diagnosis.exit_code == 0
 
 
 # --- TCP --------------------------------------------------------------------------------------------------
@@ -463,6 +633,52 @@ def test_a_socks_proxy_that_does_not_get_through(here: Here, network: Network) -
     assert_ends_at(diagnosis, "proxy", 13, "SOCKS reply is 5", "does not get through")
 
 
+@pytest.mark.usefixtures("networks")
+def test_a_socks_proxy_that_is_told_addresses_is_not_blamed_for_dns(folder: Path) -> None:
+    proxy = f"socks5://127.0.0.1:{closed_port()}"
+    diagnosis = in_namespace(folder, {HOST: "NXDOMAIN"}, UPSTREAM_PROXY=proxy)
+    assert_ends_at(diagnosis, "dns", 11, "no such name")
+    assert diagnosis["proxy"]["status"] == "skipped"
+    assert "DNS has none" in diagnosis["proxy"]["found"]
+
+
+def test_a_proxy_whose_name_leads_nowhere(here: Here) -> None:
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY="http://proxy.invalid:3128", UPSTREAM_HOSTS="")
+    assert_ends_at(diagnosis, "proxy", 13, "its name can't be resolved", "Mend its address")
+    assert "gaierror" not in diagnosis.printed
+
+
+@pytest.mark.parametrize("kind", ["socks5", "http"])
+def test_a_proxy_that_is_silent_about_the_first_address_is_told_the_next(
+    here: Here, network: Network, kind: str
+) -> None:
+    """As the broker does it."""
+    with serving(here.good()) as server:
+        silent, good = f"127.0.0.9:{server.port}", f"127.0.0.1:{server.port}"
+        made: Any = SocksProxy if kind == "socks5" else ConnectProxy
+        proxy = made(names={good: server.port}, silent={silent})
+        env = here.environment(
+            server.port,
+            UPSTREAM_PROXY=f"{kind}://127.0.0.1:{network.serve(proxy)}",
+            UPSTREAM_HOSTS=f"{HOST}=127.0.0.9 127.0.0.1",
+        )
+        with serving(never_answering, host="127.0.0.9", port=server.port):  # so that tcp has it first
+            diagnosis = diagnose(env, cwd=here.folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert set(proxy.asked) == {silent, good}
+
+
+def test_names_of_facts_stay_what_they_are_whatever_a_proxy_s_user_is_called(
+    here: Here, network: Network
+) -> None:
+    """And what the proxy's user is called is in none of their values."""
+    port = network.serve(ConnectProxy(says=answer(b"", status="502 Bad Gateway")))
+    url = f"http://variables:named_by@127.0.0.1:{port}"
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=url)
+    assert set(diagnosis["proxy"]["facts"]) == {"proxy", "named_by", "variables"}
+    assert "variables" not in str(list(diagnosis["proxy"]["facts"].values()))
+
+
 def test_a_proxy_that_is_reached_by_tls_itself(here: Here, network: Network) -> None:
     port = network.serve(ConnectProxy(names=None), here.authority.context("127.0.0.1"))
     diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://127.0.0.1:{port}")
@@ -561,6 +777,32 @@ def test_a_chain_that_is_not_whole(here: Here, issuer: str) -> None:
     pem = make_authority(here.folder, issuer).issue(HOST)
     diagnosis = here.diagnose(with_tls(pem, saying(dated(timedelta()))))
     assert_ends_at(diagnosis, "tls", 14, "incomplete")
+
+
+UNFIT: dict[str, tuple[int, int, Any, tuple[str, ...]]] = {
+    "short key": (0, 1024, None, ("server's key is too short", "2048 bits")),
+    "short key of an authority": (1024, 0, None, ("authority's key in the chain is too short",)),
+    "a client's": (0, 0, ExtendedKeyUsageOID.CLIENT_AUTH, ("not made for this purpose", "for a server")),
+    "SHA-1": (2048, 0, None, ("digest that is broken", "SHA-1")),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_certificate_that_is_not_fit(here: Here, case: str) -> None:
+    """Whoever vouches for it: the authority is one that is trusted."""
+    authority_bits, bits, purpose, words = UNFIT[case]
+    signer = rsa_key(authority_bits) if authority_bits else None
+    authority = make_authority(here.folder, "Unfit", signer)
+    pem = authority.issue(HOST, key=rsa_key(bits) if bits else None, purpose=purpose)
+    if case == "SHA-1" and signer is not None:
+        signed_over_sha1(pem, signer)
+    server = with_tls(pem, saying(dated(timedelta())))
+    diagnosis = here.diagnose(server, UPSTREAM_CA_FILE=str(authority.file))
+    assert_ends_at(diagnosis, "tls", 14, *words, "can't be turned off")
+
+
+def rsa_key(bits: int) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
 
 
 def test_a_tls_handshake_that_gets_no_answer(here: Here) -> None:
@@ -734,6 +976,45 @@ def test_only_an_answer_of_cozes_says_that_a_credential_is_taken(
     assert judged("COZE_API_TOKEN", reply, is_app=False, has_other_region=True).status == expected
 
 
+WAF = httpx.Headers({"Content-Type": "text/html; charset=utf-8", "Server": "Tengine"})
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        pytest.param(judge(Reply(status, WAF, None, 0.1)), id=f"{name} {status}")
+        for status in (401, 403)
+        for name, judge in {
+            "token": lambda reply: judged("X", reply, is_app=False, has_other_region=True),
+            "app": lambda reply: refused_app("X", Exchanged("", reply)),
+            "browser's app": lambda reply: judged_browser("X", reply),
+            "upload": judged_upload,
+        }.items()
+    ],
+)
+def test_a_refusal_that_is_not_cozes_says_nothing_of_the_credential(finding: Finding) -> None:
+    """A firewall for the web, or a gateway: it is told by what it says of itself."""
+    assert finding.status == "failed"
+    assert "no answer of Coze's" in finding.means
+    assert "text/html, server 'Tengine'" in finding.found
+    assert "refuse" not in finding.found
+
+
+def test_a_firewall_for_the_web_that_takes_no_credential(here: Here) -> None:
+    """What has none it lets through, so the steps before are well."""
+
+    def answer(connection: socket.socket) -> None:
+        if b"authorization:" in head_of(connection).lower():
+            page = http_answer(b"<html>", "text/html", "403 Forbidden", "Server: Tengine \x1b[2J")
+        else:
+            page = http_answer(b'{"code":700012006,"msg":"access token invalid"}', "application/json")
+        connection.sendall(page)
+
+    diagnosis = here.diagnose(with_tls(here.authority.issue(HOST), answer))
+    assert_ends_at(diagnosis, "credential", 17, "the answer is 403", "text/html", "Tengine", "in between")
+    assert "\\u001b" not in diagnosis.printed
+
+
 def test_a_fixed_token_is_sent_to_no_other_region(here: Here) -> None:
     diagnosis = here.diagnose(here.good(), COZE_API_TOKEN=TOKEN)
     assert diagnosis["region"]["status"] == "skipped"
@@ -847,21 +1128,53 @@ def test_no_secret_is_shown_whoever_repeats_it(here: Here) -> None:
     assert "u001b" not in diagnosis.printed
 
 
-def test_control_c_ends_it_at_once(here: Here) -> None:
-    with serving(never_answering) as server:
-        env = here.environment(server.port)
-        command = [*COMMAND, "doctor", "--timeout", "30"]
+@pytest.mark.parametrize("as_json", [False, True])
+def test_control_c_ends_it_at_once_with_what_was_found(here: Here, as_json: bool) -> None:
+    reached = threading.Event()
+
+    def hold(connection: socket.socket) -> None:
+        if connection.recv(1):  # the handshake's first byte; the step tcp sends none
+            reached.set()
+            never_answering(connection)
+
+    with serving(hold) as server:
+        command = [*COMMAND, "doctor", "--timeout", "30", *(["--json"] if as_json else [])]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(
-            command, env=env, cwd=here.folder, stdout=subprocess.PIPE, text=True
+            command, env=here.environment(server.port), cwd=here.folder, **pipes
         ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:  # it has begun, and waits for the handshake
-                if " proxy " in line:
-                    break
+            assert reached.wait(30)
             started = time.monotonic()
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == -signal.SIGINT
-            assert time.monotonic() - started < 5
+            printed, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (130, "")
+    assert time.monotonic() - started < 5
+    if as_json:
+        report = json.loads(printed)
+        assert [each["step"] for each in report["steps"]] == ["settings", "dns", "tcp", "proxy"]
+        assert (report["ok"], report["exit_code"], report["interrupted"]) == (False, 130, True)
+        assert report["upstream"] == f"https://{HOST}:{server.port}"
+    else:
+        assert [line.split()[1] for line in printed.splitlines()[:4]] == ["settings", "dns", "tcp", "proxy"]
+        assert "Interrupted" in printed
+        assert "exit code 130" in printed
+
+
+@pytest.mark.parametrize("module", ["typer", "pydantic", "broker.settings", "broker.doctor.finding"])
+def test_control_c_while_it_loads_leaves_no_trace(here: Here, module: str) -> None:
+    """Python tells of each module that it has loaded."""
+    command = [sys.executable, "-X", "importtime", "-m", "broker", "doctor", "--json"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=here.environment(1), cwd=here.folder, **pipes) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == module:
+                break
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not printed or json.loads(printed)["interrupted"]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,18 @@ class Reply:
         return "html" in self.headers.get("content-type", "").lower()
 
     @property
+    def is_cozes(self) -> bool:
+        """Whether it has what only Coze's answers have: a code, or an id in its log."""
+        return bool(self.code or self.logid)
+
+    @property
+    def sender(self) -> str:
+        """What an answer that is not Coze's says of itself."""
+        kind = shown(self.headers.get("content-type", "").partition(";")[0], 60)
+        server = shown(self.headers.get("server", ""), 60)
+        return f"{kind or 'no content type'}, {f'server {server!r}' if server else 'no server named'}"
+
+    @property
     def is_trouble(self) -> bool:
         """Whether who answers has trouble, or too much to do."""
         return self.status >= 500 or self.status == 429  # noqa: PLR2004 - HTTP's own

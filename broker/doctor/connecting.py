@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import os
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+
+import aiohttp
+import httpx
 
 from broker.doctor.way import Way
 from broker.settings.hosts import canonical
 from broker.upstream import tls
+from broker.upstream.race import first_of
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REFUSED, SILENT, NO_ROUTE, DENIED = "refused", "no answer", "no route", "not allowed here"
+CUT, FAILED = "cut off", "it can't be connected to"
 _OF_ERRNO = {
     errno.ECONNREFUSED: REFUSED,
     errno.ECONNRESET: "reset",
@@ -25,15 +32,42 @@ _OF_ERRNO = {
     errno.EACCES: DENIED,
     errno.EPERM: DENIED,
 }
+_OF_KIND: tuple[tuple[type[BaseException], str], ...] = (
+    (TimeoutError, SILENT),
+    (ssl.SSLCertVerificationError, "its certificate does not verify"),
+    (ssl.SSLError, "no TLS, or none that is still safe"),
+    (socket.gaierror, "its name can't be resolved"),
+)
+_CUT = (ConnectionError, aiohttp.ServerDisconnectedError, asyncio.IncompleteReadError)
 
 
 def trouble_of(error: BaseException) -> str:
-    """An error of a connection in a word or two; what others wrote into it stays out."""
-    if isinstance(error, TimeoutError):
-        return SILENT
-    if isinstance(error, OSError) and error.errno in _OF_ERRNO:
-        return _OF_ERRNO[error.errno]
-    return type(error).__name__
+    """An error of a connection in a few plain words; what others wrote into it stays out."""
+    causes = list(_causes(error))
+    words = [word for each in causes if (word := _word(each))]
+    words += [os.strerror(each.errno).lower() for each in causes if isinstance(each, OSError) and each.errno]
+    # Asked last: the client calls much else a time-out, too.
+    is_late = any(isinstance(each, httpx.TimeoutException) for each in causes)
+    return next(iter(words), SILENT if is_late else FAILED)
+
+
+def _word(error: BaseException) -> str | None:
+    if isinstance(error, aiohttp.ClientOSError):  # its number is that of the one it carries, TLS's own too
+        return None
+    found = next((word for kind, word in _OF_KIND if isinstance(error, kind)), None)
+    if found is None and isinstance(error, OSError):
+        found = _OF_ERRNO.get(error.errno or 0)
+    return found or (CUT if isinstance(error, _CUT) else None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from; aiohttp's errors carry the system's or that of TLS."""
+    while error is not None:
+        yield error
+        for name in ("os_error", "certificate_error"):
+            if isinstance(carried := getattr(error, name, None), BaseException):
+                yield carried
+        error = error.__cause__ or error.__context__
 
 
 verifying = functools.cache(tls.make_context)
@@ -81,8 +115,12 @@ async def through_proxy(way: Way) -> Stream:
         rdns=applies.resolves_names if applies.is_socks else None,
         proxy_ssl=verifying(way.settings.upstream_ca_file) if applies.scheme == "https" else None,
     )
-    told = way.addresses[0] if _is_told_an_address(way) else way.target.host
-    stream = await proxy.connect(told, way.target.port, timeout=way.wait_seconds)
+    told = way.addresses if _is_told_an_address(way) else (way.target.host,)
+    stream = await first_of(
+        [functools.partial(proxy.connect, each, way.target.port, timeout=way.wait_seconds) for each in told],
+        within_seconds=way.wait_seconds,
+        drop=lambda late: late.writer.transport.abort(),
+    )
     return stream.reader, stream.writer
 
 

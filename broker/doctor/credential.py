@@ -72,15 +72,15 @@ def judged(name: str, reply: Reply, *, is_app: bool, has_other_region: bool) -> 
     facts = {**facts_of(reply), "kind": name}
     if reply.code == NOT_PERMITTED:
         return ok(f"{name}; Coze takes it; it may not look files up (retrieveFile); {UNTOLD}", **facts)
-    if reply.code in REFUSED_CODES or reply.status in (401, 403):
+    if reply.code in REFUSED_CODES or (reply.status in (401, 403) and reply.is_cozes):
         means = "It is mistyped, expired, revoked" if not is_app else "Its access token is refused"
         means += ", or of the other region." if has_other_region else ", or of another server."
         do = "Make a new one at Coze, in the region of COZE_API_BASE. A personal one lives 30 days at most."
         return failed(f"{name}; Coze refuses it ({reply})", means, do, **facts)
-    if reply.is_trouble:
+    if reply.is_trouble or reply.status in (401, 403):
         return _untold(name, reply, facts)
     if not reply.code and reply.status != NO_SUCH_PATH:
-        return warning(f"{name}; the answer is {reply}", NOT_COZE, BETWEEN, **facts)
+        return warning(f"{name}; the answer is {reply} ({reply.sender})", NOT_COZE, BETWEEN, **facts)
     return ok(f"{name}; Coze takes it; {UNTOLD}", **facts)
 
 
@@ -103,6 +103,8 @@ def refused_app(name: str, done: Exchanged) -> Finding:
 def _untold(name: str, reply: Reply, facts: dict[str, Any]) -> Finding:
     """For an answer that says nothing of the credential."""
     found = f"{name}; the answer is {reply}"
+    if not reply.is_cozes:
+        found += f" ({reply.sender})"
     if reply.is_trouble:
         return failed(found, "Coze has trouble, or too much to do.", "Wait, and try again.", **facts)
     return failed(found, NOT_COZE, BETWEEN, **facts)
@@ -126,7 +128,7 @@ def judged_browser(name: str, reply: Reply) -> Finding:
     facts: dict[str, Any] = {"browser_code": reply.code or None}
     if reply.code == NOT_PERMITTED:
         return ok(f"{name}: Coze takes it; it may not look files up, as it should be", **facts)
-    if reply.code in REFUSED_CODES or reply.status in (401, 403):
+    if reply.code in REFUSED_CODES or (reply.status in (401, 403) and reply.is_cozes):
         means = "Tokens for the direct route are refused."
         return failed(f"{name}; Coze refuses its token ({reply})", means, "Check the app at Coze.", **facts)
     if reply.is_trouble or not reply.code:

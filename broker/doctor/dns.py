@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from broker.doctor.connecting import trouble_of
 from broker.doctor.finding import Finding, failed, ok, warning
 from broker.doctor.way import Way
 from broker.errors import Refusal
-from broker.settings.hosts import canonical
+from broker.settings.hosts import LOOPBACK, canonical, is_localhost
 from broker.upstream.address_ranges import kind_of
 from broker.upstream.client import CLIENT_ERRORS, call
 from broker.upstream.way import Way as UpstreamWay
@@ -133,6 +134,8 @@ def _poisoned(asked: Asked, facts: dict[str, Any]) -> Finding:
     kinds = {address: kind_of(address) for address in asked.used.addresses}
     said = _listed(f"{address} ({kind})" for address, kind in kinds.items())
     found = f"{asked.host} is said to be {said}, which is no public address"
+    if asked.doh is not None and not asked.doh_decides:
+        found += f"; DNS over HTTPS says {asked.doh}"
     if "benchmarking" in kinds.values():
         return failed(
             found,
@@ -198,7 +201,9 @@ def _fixed(way: Way) -> tuple[tuple[str, ...], str] | None:
     if way.target.address is not None:
         return (host,), f"{host} is an address, and needs no DNS"
     by_hand = way.settings.upstream_hosts.get(canonical(host))
-    return (tuple(by_hand), f"UPSTREAM_HOSTS says that {host} is {_listed(by_hand)}") if by_hand else None
+    if by_hand:
+        return by_hand, f"UPSTREAM_HOSTS says that {host} is {_listed(by_hand)}"
+    return (LOOPBACK, f"{host} is this machine, and needs no DNS") if is_localhost(host) else None
 
 
 async def _ask(way: Way) -> Asked:
@@ -213,7 +218,7 @@ async def _ask(way: Way) -> Asked:
         system=system,
         doh=doh,
         doh_decides=bool(own) and url == own,
-        may_be_private=host == "localhost" or canonical(host) in way.settings.upstream_private_hosts,
+        may_be_private=canonical(host) in way.settings.upstream_private_hosts,
         has_ipv6_route=has_ipv6_route(),
     )
 
@@ -284,8 +289,10 @@ async def _doh_answers(
             return await _doh_query(client, url, host, kind)
     except TimeoutError:
         return Answers(trouble="silent")
-    except (*CLIENT_ERRORS, Refusal, ValueError) as error:
-        return Answers(trouble=f"{urlsplit(url).hostname} can't be asked ({type(error).__name__})")
+    except CLIENT_ERRORS as error:
+        return Answers(trouble=f"{urlsplit(url).hostname} can't be asked ({trouble_of(error)})")
+    except (Refusal, ValueError):
+        return Answers(trouble=f"what {urlsplit(url).hostname} answers is not DNS")
 
 
 async def _doh_query(client: httpx.AsyncClient, url: str, host: str, kind: str) -> Answers:

@@ -12,7 +12,8 @@ from broker.doctor.way import Way
 async def examine(way: Way) -> Finding:
     """All problems at once; the way is walked all the same when only its beginning is known, and safe."""
     problems = settings.problems(way.settings)
-    unwise = [] if problems else settings.warnings(way.settings)
+    unwise = settings.env_file_troubles() if problems else settings.warnings(way.settings)
+    way.settings = settings.without_refused(way.settings)
     return judged(way, problems, unwise)
 
 
@@ -28,7 +29,9 @@ def judged(way: Way, problems: list[str], unwise: list[str]) -> Finding:
         usable = way.target.is_tls or settings.is_loopback(way.target.host)
     if problems:
         means = "The broker does not start with these settings."
-        finding = failed("; ".join(problems), means, "Mend them. `broker config` shows them all.", **facts)
+        finding = failed(
+            "; ".join([*problems, *unwise]), means, "Mend them. `broker config` shows them all.", **facts
+        )
         return replace(finding, stops=not usable)
     if unwise:
         return warning(found, " ".join(unwise), "See `broker config`.", **facts)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from broker.doctor.connecting import SILENT, trouble_of
-from broker.doctor.finding import Finding, failed, ok
+from broker.doctor.finding import Finding, failed, ok, skipped
 from broker.doctor.way import Way
 
 VARIABLES = ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY", "NO_PROXY")
@@ -30,6 +30,8 @@ async def examine(way: Way) -> Finding:
     if applies is None or named is None:
         return _none(way, given)
     facts = {"proxy": applies.address, "named_by": named[0], "variables": given}
+    if not (applies.resolves_names or way.addresses):
+        return skipped("the proxy is told an address, and DNS has none")
     where = f"{applies.address} (from {named[0]})"
     started = time.monotonic()
     trouble = await _through(way)
@@ -96,7 +98,7 @@ async def _through(way: Way) -> str | int:
     except (ProxyTimeoutError, TimeoutError):
         return SILENT
     except ProxyConnectionError as error:
-        return trouble_of(OSError(error.errno, ""))
+        return trouble_of(error)
     except ProxyError as error:
         return _said(error)
     except ssl.SSLError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from broker.observe.redaction import redacted
 MIN_LENGTH = 4
 """What is shorter would be found in ordinary words."""
 HIDDEN = "(not shown)"
+_OWN_NAME = re.compile("[a-z_]+")
 
 
 def scrubbed(finding: Finding, way: Way | None) -> Finding:
@@ -36,10 +38,15 @@ def _clean(value: Any, secrets: list[str]) -> Any:
             value = value.replace(secret, HIDDEN)
         return redacted(value)
     if isinstance(value, dict):
-        return {_clean(name, secrets): _clean(each, secrets) for name, each in value.items()}
+        return {_clean_name(name, secrets): _clean(each, secrets) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(each, secrets) for each in value]
     return value
+
+
+def _clean_name(name: str, secrets: list[str]) -> str:
+    """Our own names stay, whatever a proxy's user is called; an origin or an address is none of them."""
+    return name if _OWN_NAME.fullmatch(name) else str(_clean(name, secrets))
 
 
 def _secrets(way: Way) -> Iterator[str]:

@@ -26,7 +26,31 @@ MAX_HEAD_BYTES = 8192
 EXPIRED, NOT_YET_VALID = 10, 9
 SELF_SIGNED, SELF_SIGNED_ROOT, NO_ISSUER, NO_CHAIN = 18, 19, 20, 21
 WRONG_NAMES = (62, 64)
+WRONG_PURPOSE = 26
+WEAK_KEY, WEAK_AUTHORITY, WEAK_DIGEST = 66, 67, 68
 """OpenSSL's X509_V_ERR_… codes."""
+_UNFIT = {
+    WRONG_PURPOSE: (
+        "a certificate in the chain is not made for this purpose",
+        "It is a client's or a mail's, say, and not a server's; or its authority may not vouch for servers.",
+    ),
+    WEAK_KEY: (
+        "the server's key is too short to be safe",
+        "Such a key (RSA below 2048 bits) can be computed, so it proves nothing.",
+    ),
+    WEAK_AUTHORITY: (
+        "an authority's key in the chain is too short to be safe",
+        "Such a key (RSA below 2048 bits) can be computed, so what it signed proves nothing.",
+    ),
+    WEAK_DIGEST: (
+        "a certificate in the chain is signed with a digest that is broken",
+        "One signed over SHA-1 or MD5 can be forged, so it proves nothing.",
+    ),
+}
+RENEW = (
+    "If it is your own server's or your company's gateway's, have its certificate made anew: for a server, "
+    "with 2048 bits or more, and SHA-256. Verification can't be turned off."
+)
 CLOCK = "Set this machine's clock (NTP: `timedatectl`, chrony)."
 
 
@@ -99,6 +123,9 @@ def judged(refused: Refused) -> Finding:
             "Compare the step dns with another resolver (--doh URL); check UPSTREAM_HOSTS.",
             **facts,
         )
+    if code in _UNFIT:
+        found, means = _UNFIT[code]
+        return failed(found, means, RENEW, **facts)
     if code == SELF_SIGNED or (shown is not None and shown.is_self_signed):
         return failed(
             f"the certificate is self-signed ({shown.subject if shown else 'unknown'})",

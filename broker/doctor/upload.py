@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.doctor.calling import CallFailedError, Reply, ask, shown
-from broker.doctor.credential import NOT_PERMITTED, REFUSED_CODES
+from broker.doctor.credential import BETWEEN, NOT_COZE, NOT_PERMITTED, REFUSED_CODES
 from broker.doctor.finding import Finding, failed, ok
 from broker.doctor.http import facts_of
 from broker.doctor.way import Way
@@ -40,4 +40,6 @@ def judged(reply: Reply) -> Finding:
         return failed(found, "The credential is refused.", "See the step credential.", **facts)
     if reply.code in OUT_OF_CREDIT:
         return failed(found, "The account's credit or plan is used up.", "See the account at Coze.", **facts)
+    if not reply.is_cozes:
+        return failed(f"the answer is {reply} ({reply.sender})", NOT_COZE, BETWEEN, **facts)
     return failed(found, "Coze did not take it.", "Ask Coze's support, with the logid.", **facts)

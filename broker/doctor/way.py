@@ -5,12 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from broker.settings import Settings
+from broker.settings import Settings, web_address
 from broker.settings.proxy import Proxy
 
 OTHER_REGION = {
@@ -31,11 +30,9 @@ class Target:
     @classmethod
     def of(cls, url: str) -> Target:
         """Raises ``ValueError`` for what is no address like ``https://host[:port]``."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise ValueError("not an address like https://host[:port]")
+        parts = web_address(url)
         is_tls = parts.scheme == "https"
-        return cls(parts.hostname, parts.port or (443 if is_tls else 80), is_tls)
+        return cls(parts.hostname or "", parts.port or (443 if is_tls else 80), is_tls)
 
     @property
     def address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -17,12 +17,18 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePrivateKey,
     generate_private_key,
 )
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.x509.oid import NameOID
+
+Key = EllipticCurvePrivateKey | RSAPrivateKey
 
 PEM = serialization.Encoding.PEM
 DAY = timedelta(days=1)
 SINCE, UNTIL = -10 * DAY, 30 * DAY
 """When a certificate is valid, from now, where nothing else is said."""
+SHA256_WITH_RSA = bytes.fromhex("2a864886f70d01010b")
+SHA1_WITH_RSA = bytes.fromhex("2a864886f70d010105")
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,26 @@ class Authority:
 
     folder: Path
     certificate: x509.Certificate
-    key: EllipticCurvePrivateKey
+    key: Key
 
     @property
     def file(self) -> Path:
         """What is to be trusted."""
         return self.folder / "authority.pem"
 
-    def issue(self, *names: str, since: timedelta = SINCE, until: timedelta = UNTIL) -> Path:
+    def issue(
+        self,
+        *names: str,
+        since: timedelta = SINCE,
+        until: timedelta = UNTIL,
+        key: Key | None = None,
+        purpose: x509.ObjectIdentifier | None = None,
+    ) -> Path:
         """A file with a certificate for these names and addresses, and its key."""
-        key = generate_private_key(SECP256R1())
+        key = key or generate_private_key(SECP256R1())
         builder = _builder(_name(names[0]), self.certificate.subject, key, self.key, since, until)
+        if purpose is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         return _written(self.folder, _for(names, builder).sign(self.key, hashes.SHA256()), key)
 
     def context(
@@ -51,9 +66,9 @@ class Authority:
         return server_context(self.issue(*names, since=since, until=until), alpn)
 
 
-def make_authority(folder: Path, name: str = "authority of the tests") -> Authority:
+def make_authority(folder: Path, name: str = "authority of the tests", key: Key | None = None) -> Authority:
     """A new one, whose certificate is in ``folder``."""
-    key = generate_private_key(SECP256R1())
+    key = key or generate_private_key(SECP256R1())
     builder = _builder(_name(name), _name(name), key, key, is_authority=True)
     authority = Authority(folder, builder.sign(key, hashes.SHA256()), key)
     authority.file.write_bytes(authority.certificate.public_bytes(PEM))
@@ -67,9 +82,27 @@ def self_signed(folder: Path, *names: str) -> Path:
     return _written(folder, _for(names, builder).sign(key, hashes.SHA256()), key)
 
 
+def signed_over_sha1(pem: Path, signer: RSAPrivateKey) -> None:
+    """Sign the certificate in a file anew, over a digest that no library signs one over any more.
+
+    Both algorithms have names of the same length (RFC 8017 appendix C), so nothing else moves.
+    """
+    certificate = x509.load_pem_x509_certificate(pem.read_bytes())
+    to_be_signed, whole = (
+        der.replace(SHA256_WITH_RSA, SHA1_WITH_RSA)
+        for der in (certificate.tbs_certificate_bytes, certificate.public_bytes(serialization.Encoding.DER))
+    )
+    signature = signer.sign(to_be_signed, PKCS1v15(), hashes.SHA1())
+    signed = x509.load_der_x509_certificate(whole[: -len(signature)] + signature)
+    key = serialization.load_pem_private_key(pem.read_bytes(), password=None)
+    assert isinstance(key, Key)
+    pem.write_bytes(_written(pem.parent, signed, key).read_bytes())
+
+
 def server_context(pem: Path, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
-    """A server's TLS with the certificate and the key in a file."""
+    """A server's TLS with the certificate and the key in a file, however weak."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.load_cert_chain(pem)
     if alpn:
         context.set_alpn_protocols(list(alpn))
@@ -90,8 +123,8 @@ def _name(name: str) -> x509.Name:
 def _builder(  # noqa: PLR0917 - a certificate has as many
     subject: x509.Name,
     issuer: x509.Name,
-    key: EllipticCurvePrivateKey,
-    signer: EllipticCurvePrivateKey,
+    key: Key,
+    signer: Key,
     since: timedelta = SINCE,
     until: timedelta = UNTIL,
     *,
@@ -119,7 +152,7 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _written(folder: Path, certificate: x509.Certificate, key: EllipticCurvePrivateKey) -> Path:
+def _written(folder: Path, certificate: x509.Certificate, key: Key) -> Path:
     path = folder / f"{uuid.uuid4().hex}.pem"
     private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path.write_bytes(private + certificate.public_bytes(PEM))

@@ -28,6 +28,7 @@ from tests.support.dns_answers import Records, answer_to
 from tests.support.waiting import wait_for
 
 HOST = "coze.test"
+CLONE_NEWNET = 0x4000_0000
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 ROOT = Path(__file__).parent.parent.parent
 
@@ -93,10 +94,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(serve: Serve, host: str = "127.0.0.1", seen: list[bytes] | None = None) -> Iterator[Server]:
+def serving(
+    serve: Serve, host: str = "127.0.0.1", seen: list[bytes] | None = None, *, port: int = 0
+) -> Iterator[Server]:
     """Does ``serve`` with each connection, in a thread of its own."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with serving_on(socket.create_server((host, 0), family=family), serve, seen) as server:
+    with serving_on(listening(host, port), serve, seen) as server:
         yield server
 
 
@@ -108,6 +110,21 @@ def serving_on(listener: socket.socket, serve: Serve, seen: list[bytes] | None =
         yield Server(listener.getsockname()[1], [] if seen is None else seen)
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
+
+
+def listening(host: str, port: int = 0, *, namespace: str = "") -> socket.socket:
+    """In a namespace, if one is named. A socket stays in the network that it was made in, and a thread may be
+    in another one than the rest.
+    """
+
+    def listen() -> socket.socket:
+        if namespace:
+            with Path("/run/netns", namespace).open() as network:
+                assert ctypes.CDLL(None, use_errno=True).setns(network.fileno(), CLONE_NEWNET) == 0
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(listen).result()
 
 
 def _accept(listener: socket.socket, serve: Serve) -> None:
@@ -126,7 +143,7 @@ def _served(connection: socket.socket, serve: Serve) -> None:
 
 
 def with_tls(pem: Path, inner: Serve) -> Serve:
-    """``inner`` behind TLS with this certificate."""
+    """``inner`` behind TLS with this certificate, however weak."""
     context = server_context(pem)
 
     def serve(connection: socket.socket) -> None:
@@ -212,21 +229,10 @@ def namespace(names: Records) -> Iterator[str]:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
-def listening_in(namespace: str, address: str, port: int) -> socket.socket:
-    """A socket that listens in a namespace, on an address that the machine there then has.
-
-    A socket stays in the namespace that the thread was in that made it; this one ends at once.
-    """
+def listening_in(namespace: str, address: str, port: int = 0) -> socket.socket:
+    """A socket that listens in a namespace, on an address that the machine there then has."""
     subprocess.run(["ip", "-n", namespace, "addr", "add", f"{address}/32", "dev", "lo"], check=True)
-
-    def listen() -> socket.socket:
-        with Path(f"/run/netns/{namespace}").open("rb") as there:
-            if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), 0):
-                raise OSError(ctypes.get_errno(), "setns")
-        return socket.create_server((address, port))
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(listen).result()
+    return listening(address, port, namespace=namespace)
 
 
 def make_silent(namespace: str, address: str) -> None:

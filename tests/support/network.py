@@ -13,7 +13,7 @@ import threading
 import urllib.parse
 from asyncio import StreamReader as Reader
 from asyncio import StreamWriter as Writer
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,12 +37,19 @@ class Network:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(
-        self, handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
+        self,
+        handler: Handler,
+        tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        on: socket.socket | None = None,
     ) -> int:
-        """Serve from now on; the port."""
+        """Serve from now on, ``on`` a socket that listens already, if there is one; the port."""
+        at: dict[str, Any] = {"host": host, "port": port} if on is None else {"sock": on}
 
         async def begin() -> asyncio.Server:
-            return await asyncio.start_server(self._guarded(handler), host, port, ssl=tls)
+            return await asyncio.start_server(self._guarded(handler), ssl=tls, **at)
 
         server = asyncio.run_coroutine_threadsafe(begin(), self._loop).result(10)
         self._servers.append(server)
@@ -172,6 +179,20 @@ class Proxying:
     asked: list[str] = field(default_factory=list)
     credential: tuple[str, str] | None = None
     connections: int = 0
+    silent: Collection[str] = ()
+    """What it gets no answer from, and says nothing of."""
+    waiting: int = 0
+    """How many wait for such an answer."""
+
+    async def wait_for(self, target: str, reader: Reader) -> None:
+        """Until the one who asked leaves, where the target is silent."""
+        if target in self.silent:
+            self.waiting += 1
+            try:
+                await reader.read()
+            finally:
+                self.waiting -= 1
+            raise EOFError
 
     def knows(self, target: str) -> bool:
         """Whether it finds what it is asked for."""
@@ -211,6 +232,7 @@ class ConnectProxy(Proxying):
         request = await read_head(reader)
         self.heads.append(request)
         self.asked.append(request.target)
+        await self.wait_for(request.target, reader)
         refusal = self._refusal(request)
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n" if refusal is None else refusal)
         await writer.drain()
@@ -246,6 +268,7 @@ class SocksProxy(Proxying):
             return
         target = await _socks_target(reader)
         self.asked.append(target)
+        await self.wait_for(target, reader)
         known = self.knows(target)
         writer.write(b"\x05%c\x00\x01\x00\x00\x00\x00\x00\x00" % (0 if known else 5))
         await writer.drain()
