@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Literal
 
 from broker.errors import (
@@ -37,6 +38,7 @@ MAX_RETRY_AFTER_SECONDS = 60
 DEFAULT_RETRY_AFTER_SECONDS = 2
 MAX_LOGGED_MESSAGE = 300
 LOGID = re.compile(r"[!-~]{1,128}")
+SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 SAYS_LITTLE = 5000
 """Coze's code for any fault of its own: a status can say more."""
 UNKNOWN_PATH = (404, 4000)
@@ -150,13 +152,17 @@ def _is_too_much(reply: Reply) -> bool:
 
 
 def retry_after_seconds(value: str | None, now: float | None = None) -> int:
-    """``Retry-After`` as seconds, whether a number or a date; odd and huge ones brought within bounds."""
+    """``Retry-After`` as seconds, whether a number or a date (RFC 9110 §10.2.3), brought within bounds. What
+    is neither counts as not said.
+
+    A fraction, which some gateways send against the RFC, is rounded up: nobody comes too early for it.
+    """
     if value is None:
         return DEFAULT_RETRY_AFTER_SECONDS
-    seconds = _number(value)
+    seconds = _number(value.strip(" \t"))
     if seconds is None:
         seconds = _seconds_until(value, time.time() if now is None else now)
-    return int(min(max(seconds, 1), MAX_RETRY_AFTER_SECONDS))
+    return math.ceil(min(max(seconds, 1), MAX_RETRY_AFTER_SECONDS))
 
 
 def logid_of(headers: Mapping[str, str]) -> str | None:
@@ -210,15 +216,14 @@ def _message(body: dict[str, Any] | None, content: bytes) -> str:
 
 
 def _number(value: str) -> float | None:
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return None if math.isnan(number) else number
+    return float(value) if SECONDS.fullmatch(value) else None
 
 
 def _seconds_until(http_date: str, now: float) -> float:
     try:
-        return email.utils.parsedate_to_datetime(http_date).timestamp() - now
+        date = email.utils.parsedate_to_datetime(http_date)
+        if date.tzinfo is None:  # asctime's form, which is in GMT like the others
+            date = date.replace(tzinfo=UTC)
+        return date.timestamp() - now
     except (ValueError, OverflowError):  # a year, or a zone, of twenty digits
         return DEFAULT_RETRY_AFTER_SECONDS

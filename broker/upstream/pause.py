@@ -22,7 +22,8 @@ _LEFT = Script("return {epoch, generation, redis.call('PTTL', KEYS[2])}")
 
 
 class Pause:
-    """One for all processes on ``redis``; while that is down, or without it, each has what it heard itself.
+    """One for all processes on ``redis``; while that is down, or without it, each has what it heard, be it
+    from Coze or from ``redis``. A longer one stays, whatever is heard later.
 
     None is longer than ``max_seconds``. ``now`` may be any clock of seconds that never goes back.
     """
@@ -51,7 +52,10 @@ class Pause:
         """Until Coze may be called again; 0 when it may be now."""
         if self._max_seconds <= 0:
             return 0.0
-        return max(self._until - self._now(), await self._shared_seconds(), 0.0)
+        shared_seconds = await self._shared_seconds()
+        # Kept, as if it had been heard here: Redis may be gone before the pause is over.
+        self._until = max(self._until, self._now() + shared_seconds)
+        return max(self._until - self._now(), 0.0)
 
     async def _shared_seconds(self) -> float:
         if self._redis is None:
