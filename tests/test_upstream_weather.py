@@ -17,10 +17,13 @@ import httpx
 import pytest
 
 from broker.errors import (
+    Refusal,
+    UpstreamBadAnswer,
     UpstreamCredentialRefused,
     UpstreamDown,
     UpstreamFailed,
     UpstreamLimit,
+    UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -174,7 +177,7 @@ OPENS: dict[str, Reply] = {
     "503": page("503 Service Unavailable"),
     "an error of Coze's own": says("500 Internal Server Error", 5000),
     "HTML where JSON should be": page("200 OK"),
-    "another size": lambda _: answer({"code": 0, "data": {"id": "7", "bytes": 1}}),
+    "a yes without a file": lambda _: answer({"code": 0, "data": {}}),
     "closes": lambda _: None,
 }
 
@@ -207,6 +210,8 @@ KEEPS_CLOSED: dict[str, Reply] = {
     "a permission": says("200 OK", 4101),
     "a bad file": says("200 OK", 4304),
     "too large": page("413 Content Too Large"),
+    "another size": lambda _: answer({"code": 0, "data": {"id": "7", "bytes": 1}}),
+    "a firewall's 403": page("403 Forbidden"),
     "429": page("429 Too Many Requests"),
     "no credit": says("200 OK", 4028),
 }
@@ -219,6 +224,21 @@ def test_what_does_not_open_it(coze: SmallCoze, folder: Path, reply: Reply) -> N
         for _ in range(6):
             assert upload(broker).json()["code"] != UpstreamDown.code
         assert lines_of_the_breaker(broker) == []
+
+
+def test_another_size_does_not_say_that_coze_is_back(coze: SmallCoze, folder: Path) -> None:
+    """Nor that it is down: it answered, and something on the way may have had a hand in the file."""
+    with in_front_of(coze, folder, **BREAKS) as broker:
+        with coze.gone():
+            open_breaker(broker)
+        coze.reply = lambda _: answer({"code": 0, "data": {"id": "7", "bytes": 1}})
+        wait_for(lambda: upload(broker).json()["code"] == UpstreamBadAnswer.code)
+        for _ in range(6):
+            assert_refused(broker, upload(broker), UpstreamBadAnswer)
+        assert lines_of_the_breaker(broker) == ["coze is down", "coze is tried again"]
+        coze.reply = lambda _: answer(STORED)
+        assert upload(broker).status_code == 200
+        assert lines_of_the_breaker(broker)[-1] == "coze is back"
 
 
 def test_callers_that_leave_do_not_open_it(coze: SmallCoze, folder: Path) -> None:
@@ -423,6 +443,29 @@ def test_a_failed_exchange_is_told_to_all_who_wait_for_it(folder: Path, sandbox:
         assert len(sandbox.events(kind="token")) <= 2
         sandbox.heal()
         wait_for(lambda: upload(broker).status_code == 200)
+
+
+NOT_COZE_S: dict[str, tuple[dict[str, Any], type[Refusal]]] = {
+    "403 of an upload": ({"path": DROP_IN, "status": 403, "html": True}, UpstreamRefused),
+    "403 of an exchange": ({"path": TOKEN, "status": 403, "html": True}, UpstreamRefused),
+    "404 of an exchange": ({"path": TOKEN, "status": 404, "html": True}, UpstreamRefused),
+    "a redirect of an exchange": ({"path": TOKEN, "redirect": "https://a.example/"}, UpstreamBadAnswer),
+    "400 of an exchange": ({"path": TOKEN, "status": 400, "html": True}, UpstreamBadAnswer),
+}
+
+
+@pytest.mark.parametrize(("fault", "refusal"), NOT_COZE_S.values(), ids=NOT_COZE_S)
+def test_a_no_that_is_not_in_coze_s_words_says_nothing_of_the_credential(
+    folder: Path, sandbox: SandboxControl, fault: dict[str, Any], refusal: type[Refusal]
+) -> None:
+    """A firewall or a portal on the way: the operator is not sent to look for a wrong key."""
+    sandbox.fail(**fault)
+    with running_broker(folder, sandbox.environment) as broker:
+        refused = upload(broker)
+        assert_refused(broker, refused, refusal)
+        log = broker.record(refused.headers["x-request-id"])["log"]
+    assert "no JSON" in log
+    assert "not in Coze's words" in log
 
 
 # --- a pause, and turns ---------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ LOGID = re.compile(r"[!-~]{1,128}")
 SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 SAYS_LITTLE = 5000
 """Coze's code for any fault of its own: a status can say more."""
+STORED_OTHERWISE = Reply(200, 0)
+"""Of a :class:`UpstreamBadAnswer`: Coze has a file, but not of the size that was sent."""
 UNKNOWN_PATH = (404, 4000)
 """How Coze answers a path that it does not have."""
 
@@ -79,6 +81,10 @@ _TOO_MUCH = (429, 4013)
 """Status and code that say: the account sends too much."""
 _STALE = frozenset({4100, 700012006})
 _LACKS_PERMISSION = 4101
+NOT_BY_COZE: dict[int, type[Refusal]] = {403: UpstreamRefused, 404: UpstreamRefused}
+"""What a status means without Coze's JSON: a firewall or a proxy may have given it, which knows nothing of
+the credential. A 401 is not among them: RFC 9110 §15.5.2 leaves it to the server, and has 407 for proxies."""
+NOT_IN_ITS_WORDS = "not in Coze's words: a firewall or a proxy on the way?"
 _FAULTS = (
     UpstreamUnreachable,
     UpstreamTimeout,
@@ -116,6 +122,8 @@ def judge(call: Call, status: int, headers: Mapping[str, str], content: bytes) -
     kind = _kind(call, status, code)
     wait = retry_after_seconds(headers.get("retry-after")) if kind is UpstreamBusy else None
     log = f"status {status}, {_message(body, content)}"
+    if code is None and kind is UpstreamRefused:
+        log += f" ({NOT_IN_ITS_WORDS})"
     reply = Reply(status, code)
     raise kind(_detail(kind, code), log=log, logid=logid, retry_after_seconds=wait, reply=reply)
 
@@ -139,6 +147,8 @@ def outcome_of(refusal: Refusal) -> Outcome:
     reply = refusal.reply
     if reply is None:
         return "failure" if isinstance(refusal, _FAULTS) else "neither"
+    if isinstance(refusal, UpstreamBadAnswer) and reply == STORED_OTHERWISE:
+        return "neither"  # Coze answers, so it is not down; but what it said is not right, either
     if 400 <= reply.status < 500 or _is_too_much(reply):  # noqa: PLR2004 - HTTP's own borders
         return "neither" if reply.code is None else "success"
     if isinstance(refusal, UpstreamBusy) and reply.status < 500:  # noqa: PLR2004 - HTTP's own border
@@ -182,6 +192,8 @@ def _detail(kind: type[Refusal], code: int | None) -> str | None:
 
 def _kind(call: Call, status: int, code: int | None) -> type[Refusal]:
     """The code comes first, unless it says less than the status does."""
+    if code is None and status in NOT_BY_COZE:
+        return NOT_BY_COZE[status]
     of_status = _OF_STATUS.get(status)
     if of_status and (not code or code == SAYS_LITTLE or (status, code) == UNKNOWN_PATH):
         return of_status

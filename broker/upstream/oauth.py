@@ -28,7 +28,13 @@ from broker.errors import (
     UpstreamFailed,
 )
 from broker.settings import OAuthApp
-from broker.upstream.answers import MAX_LOGGED_MESSAGE, logid_of, retry_after_seconds
+from broker.upstream.answers import (
+    MAX_LOGGED_MESSAGE,
+    NOT_BY_COZE,
+    NOT_IN_ITS_WORDS,
+    logid_of,
+    retry_after_seconds,
+)
 from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, small_call
 from broker.upstream.guard import Guard
 
@@ -234,7 +240,8 @@ def _token_value(value: Any) -> str:
 
 def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
     logid = logid_of(answered.headers)
-    said = f"{body.get('error_code')}: {body.get('error_message')}"[:MAX_LOGGED_MESSAGE]
+    code, words = body.get("error_code", body.get("code")), body.get("error_message", body.get("msg"))
+    said = f"{code}: {words}"[:MAX_LOGGED_MESSAGE]
     message = f"token exchange: status {answered.status}, {said}"
     reply = Reply(answered.status, 0)  # of codes it has others
     asked = answered.headers.get("retry-after")
@@ -244,6 +251,10 @@ def _refusal(answered: Answered, body: dict[str, Any]) -> Refusal:
     if answered.status >= 500 or body.get("error_code") == "internal_error":  # noqa: PLR2004 - HTTP's own
         pause = None if asked is None else retry_after_seconds(asked)
         return UpstreamFailed(log=message, logid=logid, retry_after_seconds=pause, reply=reply)
+    if "error_code" not in body and answered.status != 401:  # noqa: PLR2004 - HTTP's own
+        kind = NOT_BY_COZE.get(answered.status, UpstreamBadAnswer)
+        message += f" ({NOT_IN_ITS_WORDS})" if code is None else ""
+        return kind(log=message, logid=logid, reply=Reply(answered.status))
     if "kid" in str(body.get("error_message")):
         message += (
             " (is COZE_API_BASE the region of this app's account, and the public key id the app's own?)"
