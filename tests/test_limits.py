@@ -199,7 +199,7 @@ async def test_turns_are_a_window_apart_however_many_come_at_once(limits: Limits
     began = time.monotonic()
     turns = await asyncio.gather(*(limits.reserve(upstream, max_wait_seconds=60) for _ in range(100)))
     took = time.monotonic() - began
-    at = sorted(turn.wait_seconds for turn in turns if turn is not None)
+    at = sorted(turn.wait_seconds for turn in turns if isinstance(turn, Turn))
     assert len(at) == 100
     assert at[:10] == pytest.approx([0] * 10, abs=0.01)
     assert all(later - earlier > 1 - took - 0.01 for earlier, later in zip(at, at[10:], strict=False))
@@ -211,16 +211,44 @@ async def test_a_turn_that_is_too_far_off_is_not_taken(limits: Limits) -> None:
     for _ in range(2):
         assert await wait_for_turn(limits, upstream, 0) == pytest.approx(0, abs=0.01)
     for _ in range(10):
-        assert await limits.reserve(upstream, max_wait_seconds=30) is None
+        assert await limits.reserve(upstream, max_wait_seconds=30) == pytest.approx(60, abs=5)
     for seconds in (60, 60, 120):
         assert await wait_for_turn(limits, upstream, 130) == pytest.approx(seconds, abs=5)
-    assert await limits.reserve(Limit("upstream", "other", 2, 60.0), max_wait_seconds=0) is not None
+    assert await limits.reserve(upstream, max_wait_seconds=30) == pytest.approx(120, abs=5)
+    assert await wait_for_turn(limits, Limit("upstream", "other", 2, 60.0), 0) == pytest.approx(0, abs=0.01)
+
+
+async def test_a_turn_after_a_pause_is_behind_those_that_wait_for_its_end_as_well(limits: Limits) -> None:
+    upstream = Limit("upstream", "coze", 2, 10.0)
+    assert await wait_for_turn(limits, upstream, 60) == pytest.approx(0, abs=0.01)
+    turns = [await limits.reserve(upstream, min_wait_seconds=30, max_wait_seconds=45) for _ in range(4)]
+    assert [turn.wait_seconds for turn in turns if isinstance(turn, Turn)] == pytest.approx(
+        [30, 30, 40, 40], abs=1
+    )
+    for _ in range(2):
+        refused = await limits.reserve(upstream, min_wait_seconds=30, max_wait_seconds=45)
+        assert refused == pytest.approx(50, abs=1)
+    assert isinstance(turns[3], Turn)
+    await turns[3].give_back()
+    assert await wait_for_turn(limits, upstream, 45) == pytest.approx(40, abs=1)
+
+
+async def test_of_moments_that_were_given_back_one_in_a_pause_is_left_alone(limits: Limits) -> None:
+    upstream = Limit("upstream", "coze", 1, 10.0)
+    turns = [await limits.reserve(upstream, max_wait_seconds=60) for _ in range(4)]
+    for given_back in turns[1:3]:
+        assert isinstance(given_back, Turn)
+        await given_back.give_back()
+    after = await limits.reserve(upstream, min_wait_seconds=15, max_wait_seconds=60)
+    assert isinstance(after, Turn)
+    assert after.wait_seconds == pytest.approx(20, abs=1)
+    assert await wait_for_turn(limits, upstream, 60) == pytest.approx(10, abs=1)
 
 
 async def wait_for_turn(limits: Limits, limit: Limit, max_wait_seconds: float) -> float:
     """How long the wait is for a turn that is taken."""
     turn = await limits.reserve(limit, max_wait_seconds=max_wait_seconds)
-    assert turn is not None
+    assert isinstance(turn, Turn)
     return turn.wait_seconds
 
 
@@ -228,12 +256,12 @@ async def test_a_turn_that_was_given_back_is_the_next_caller_s(limits: Limits) -
     upstream = Limit("upstream", "coze", 1, 30.0)
     turns = [await limits.reserve(upstream, max_wait_seconds=600) for _ in range(4)]
     second, third = turns[1], turns[2]
-    assert second
-    assert third
+    assert isinstance(second, Turn)
+    assert isinstance(third, Turn)
     await third.give_back()
     await second.give_back()
     await second.give_back()  # which changes nothing
-    assert await limits.reserve(upstream, max_wait_seconds=10) is None
+    assert await limits.reserve(upstream, max_wait_seconds=10) == pytest.approx(30, abs=5)
     for seconds in (30, 60, 120):
         assert await wait_for_turn(limits, upstream, 600) == pytest.approx(seconds, abs=5)
 
@@ -243,7 +271,7 @@ async def test_a_turn_whose_moment_is_over_is_nobody_s(limits: Limits) -> None:
     upstream = Limit("upstream", "coze", 1, 0.2)
     turns = [await limits.reserve(upstream, max_wait_seconds=60) for _ in range(3)]
     await asyncio.sleep(0.25)
-    assert turns[1]
+    assert isinstance(turns[1], Turn)
     await turns[1].give_back()
     assert await wait_for_turn(limits, upstream, 60) > 0.2
 
@@ -259,7 +287,7 @@ async def test_never_do_more_pass_than_may_whatever_is_given_back(clock: Clock, 
         passed += [at for at, _ in waiting if at <= clock.now]
         waiting = [(at, turn) for at, turn in waiting if at > clock.now]
         turn = await limits.reserve(upstream, max_wait_seconds=chance.random() * 5)
-        if turn is not None:
+        if isinstance(turn, Turn):
             waiting.append((clock.now + turn.wait_seconds, turn))
         if waiting and chance.random() < 0.33:
             _, leaver = waiting.pop(chance.randrange(len(waiting)))
@@ -280,13 +308,43 @@ async def test_a_turn_goes_back_to_where_it_came_from(redis_server: RedisServer,
     local = [await limits.reserve(upstream, max_wait_seconds=600) for _ in range(3)]
     redis_server.resume()
     await until_back(redis)
-    assert local[1]
+    assert isinstance(local[1], Turn)
     last = await wait_for_turn(limits, upstream, 600)
     await local[1].give_back()
     assert await wait_for_turn(limits, upstream, 600) == pytest.approx(last + 60, abs=5)
-    assert shared[1]
+    assert isinstance(shared[1], Turn)
     await shared[1].give_back()
     assert await wait_for_turn(limits, upstream, 600) == pytest.approx(60, abs=5)
+
+
+async def test_a_turn_that_nobody_waited_for_the_answer_of_is_the_next_caller_s(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    """Its caller leaves while Redis is asked, which takes the turn all the same."""
+    limits, upstream = RedisLimits(redis), Limit("upstream", "coze", 1, 30.0)
+    assert await wait_for_turn(limits, upstream, 600) == pytest.approx(0, abs=0.01)
+    redis_server.pause()
+    leaver = asyncio.create_task(limits.reserve(upstream, max_wait_seconds=600))
+    await asyncio.sleep(0)
+    await until(lambda: redis._line is not None and redis._line.in_flight)
+    leaver.cancel()
+    redis_server.resume()
+    with pytest.raises(asyncio.CancelledError):
+        await leaver
+    assert await wait_for_turn(limits, upstream, 600) == pytest.approx(30, abs=5)
+
+
+async def test_who_leaves_while_redis_says_nothing_is_not_kept(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    redis_server.pause()
+    leaver = asyncio.create_task(RedisLimits(redis).reserve(of_key(1), max_wait_seconds=600))
+    await until(lambda: redis._line is not None and redis._line.in_flight)
+    began = time.monotonic()
+    leaver.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaver
+    assert time.monotonic() - began < 5
 
 
 async def test_a_moment_that_was_given_back_is_forgotten_with_the_turns(
@@ -294,7 +352,7 @@ async def test_a_moment_that_was_given_back_is_forgotten_with_the_turns(
 ) -> None:
     limits, upstream = RedisLimits(redis), Limit("upstream", "coze", 1, 0.3)
     turns = [await limits.reserve(upstream, max_wait_seconds=5) for _ in range(3)]
-    assert turns[2]
+    assert isinstance(turns[2], Turn)
     await turns[2].give_back()
     await until(lambda: redis_server.command("KEYS", "*") == ["{cub}:store"])
 
@@ -354,7 +412,7 @@ async def test_nothing_stays_in_redis_for_longer_than_it_matters(
 
 HIT_OFTEN = """
 import asyncio, sys
-from broker.state.limits import Limit, RedisLimits
+from broker.state.limits import Limit, RedisLimits, Turn
 from broker.state.redis import Redis
 
 async def main():
@@ -366,7 +424,8 @@ async def main():
     together = [Limit("key", "k", 100, 3600), Limit("subject", "s", 70, 3600)]
     print(sum([(await limits.hit(together)).allowed for _ in range(100)]))
     upstream = Limit("upstream", "coze", 10, 1)
-    print(sum([await limits.reserve(upstream, max_wait_seconds=9.5) is not None for _ in range(80)]))
+    turns = [await limits.reserve(upstream, max_wait_seconds=9.5) for _ in range(80)]
+    print(sum(isinstance(turn, Turn) for turn in turns))
     await redis.close()
 
 asyncio.run(main())
@@ -396,7 +455,7 @@ async def test_while_redis_is_down_limits_are_local_and_then_shared_again(
     assert [verdict.allowed for verdict in verdicts] == [True, True, True, False, False]
     assert [verdict.shared for verdict in verdicts] == [None] * 5
     assert await wait_for_turn(limits, of_key(1), 0) == 0
-    assert await limits.reserve(of_key(1), max_wait_seconds=0) is None
+    assert await limits.reserve(of_key(1), max_wait_seconds=0) == pytest.approx(HOUR, abs=60)
     await limits.give_back(of_key(3), 1)
     assert (await hit(limits, of_key(3))).allowed
     assert limits.local_calls == 9

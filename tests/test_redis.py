@@ -18,7 +18,7 @@ from broker.settings import SettingsError
 from broker.state.claims import RedisClaims
 from broker.state.generation import RedisGeneration
 from broker.state.leases import Hold, RedisLeases
-from broker.state.limits import Limit, RedisLimits
+from broker.state.limits import Limit, RedisLimits, Turn
 from broker.state.redis import PREFIX, Redis, Script
 from tests.support.log_lines import LogLines
 from tests.support.redis import BACK_SECONDS, RedisServer, opened, running_redis, until_back
@@ -363,7 +363,7 @@ async def test_after_a_clock_jumped_back_nobody_waits_for_the_time_it_showed(
     refused = await limits.hit([key])
     assert refused.retry_after_seconds is not None
     assert refused.retry_after_seconds <= 60
-    assert await limits.reserve(upstream, max_wait_seconds=10) is not None
+    assert isinstance(await limits.reserve(upstream, max_wait_seconds=10), Turn)
     assert await leases.take([place], "two", 30) is None
     await leases.renew([place], "one", 30)
     assert await leases.take([place], "three", 30) == place

@@ -513,6 +513,26 @@ def test_who_would_wait_too_long_for_the_end_of_a_pause_is_told_when_it_is(
         assert mint(broker).json()["route"] == "proxy"
 
 
+def test_who_is_refused_in_a_pause_is_told_of_the_queue_behind_it_too(
+    folder: Path, sandbox: SandboxControl
+) -> None:
+    """And at once. One upload in five seconds: the first turn is there in five, the next in ten."""
+    settings = {"BROKER_UPSTREAM_UPLOADS_PER_SECOND": "0.2", "BROKER_UPSTREAM_WAIT_SECONDS": "7.5"}
+    settings["BROKER_UPSTREAM_PAUSE_SECONDS"] = "30"
+    with running_broker(folder, sandbox.environment, **settings) as broker:
+        sandbox.fail(path=DROP_IN, times=1, status=429, headers={"Retry-After": "5"})
+        assert upload(broker).status_code == 503
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(lambda _: (upload(broker), time.time()), range(4)))
+        (stored,) = sandbox.events(kind="upload", outcome="stored")
+        refused = [(each, at) for each, at in answers if each.status_code != 200]
+        assert len(refused) == 3
+        for answer, at in refused:
+            assert_refused(broker, answer, UpstreamLimit)
+            assert 8 <= int(answer.headers["retry-after"]) <= 11
+            assert at < stored["at"], "nobody waited for the end of the pause to hear it"
+
+
 def test_without_redis_each_process_pauses_by_itself(
     folder: Path, sandbox: SandboxControl, redis_server: RedisServer
 ) -> None:

@@ -32,7 +32,7 @@ from broker.errors import (
     UpstreamUnreachable,
 )
 from broker.observe import events
-from broker.state.limits import Turn
+from broker.state.limits import Limit, Turn
 from broker.state.uninterrupted import uninterrupted
 from broker.transfer import filenames
 from broker.transfer.incoming import IncomingFile
@@ -48,6 +48,8 @@ CHECK_AGAIN_SECONDS = 1.0
 """How old the look at a caller's standing may be when its file is finished."""
 SPREAD_SECONDS = 1.0
 """Over how long those go on who waited for the end of the same pause, and have no turns to take."""
+MARGIN_SECONDS = 0.05
+"""After the end of a pause: a turn in its last millisecond, for clocks are rounded, would be lost."""
 PASSING = (UpstreamUnreachable, UpstreamTimeout, UpstreamAborted, UpstreamFailed)
 """After these Coze has no file, and may take it the next time."""
 
@@ -140,38 +142,50 @@ async def _take_turn(delivery: Delivery) -> None:
     while there is a pause. Raises :class:`UpstreamLimit` for whoever would wait too long.
     """
     delivery.pace.wait_for("turn")
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + delivery.broker.settings.broker_upstream_wait_seconds
-    await _wait_for_pause(delivery, give_up_at)
-    while await _wait_for_turn(delivery, give_up_at) and await delivery.broker.guard.pause.seconds_left():
-        # A turn whose moment came in a pause is over: all of those would go on at once when it ends.
-        await _wait_for_pause(delivery, give_up_at)
+    broker = delivery.broker
+    give_up_at = asyncio.get_running_loop().time() + broker.settings.broker_upstream_wait_seconds
+    pause_seconds = await broker.guard.pause.seconds_left()
+    # Whoever goes first after a pause may begin the next. A turn whose moment comes in one is over: all of
+    # those would go on at once when it ends.
+    while await _wait(broker, pause_seconds, give_up_at):
+        pause_seconds = await broker.guard.pause.seconds_left()
+        if not pause_seconds:
+            return
 
 
-async def _wait_for_pause(delivery: Delivery, give_up_at: float) -> None:
-    """Until there is none: whoever ends one may begin the next."""
-    broker, loop = delivery.broker, asyncio.get_running_loop()
-    while seconds := await broker.guard.pause.seconds_left():
-        if loop.time() + seconds > give_up_at:
-            raise UpstreamLimit(log="Coze asked for a pause", retry_after_seconds=math.ceil(seconds))
-        if broker.upstream_limit is None:
-            latest = min(seconds + SPREAD_SECONDS, give_up_at - loop.time())
-            seconds = random.uniform(seconds, max(seconds, latest))  # noqa: S311 - nobody gains by guessing
-        await asyncio.sleep(seconds)
+async def _wait(broker: Services, pause_seconds: float, give_up_at: float) -> bool:
+    """Until the pause is over and it is this upload's turn; whether that was some time."""
+    if broker.upstream_limit is None:
+        return await _wait_for_pause(pause_seconds, give_up_at)
+    return await _wait_for_turn(broker, broker.upstream_limit, pause_seconds, give_up_at)
 
 
-async def _wait_for_turn(delivery: Delivery, give_up_at: float) -> bool:
-    """Until it is there; whether that was some time."""
-    limit = delivery.broker.upstream_limit
-    if limit is None:
+async def _wait_for_pause(pause_seconds: float, give_up_at: float) -> bool:
+    if not pause_seconds:
         return False
+    latest = give_up_at - asyncio.get_running_loop().time()
+    if pause_seconds > latest:
+        raise _comes_too_early(pause_seconds, pause_seconds)
+    spread = random.uniform(0, min(SPREAD_SECONDS, latest - pause_seconds))  # noqa: S311 - nobody gains by guessing
+    await asyncio.sleep(pause_seconds + spread)
+    return True
+
+
+async def _wait_for_turn(broker: Services, limit: Limit, pause_seconds: float, give_up_at: float) -> bool:
     most = max(0.0, give_up_at - asyncio.get_running_loop().time())
-    turn = await delivery.broker.limits.reserve(limit, max_wait_seconds=most)
-    if turn is None:
-        raise UpstreamLimit(retry_after_seconds=max(1, math.ceil(most)))
+    least = pause_seconds + MARGIN_SECONDS if pause_seconds else 0.0
+    turn = await broker.limits.reserve(limit, min_wait_seconds=least, max_wait_seconds=most)
+    if not isinstance(turn, Turn):
+        raise _comes_too_early(turn, pause_seconds)
     if turn.wait_seconds:
         await _until(turn)
     return turn.wait_seconds > 0
+
+
+def _comes_too_early(seconds: float, pause_seconds: float) -> UpstreamLimit:
+    """For whoever would have to wait so long."""
+    log = "Coze asked for a pause" if pause_seconds else None
+    return UpstreamLimit(log=log, retry_after_seconds=max(1, math.ceil(seconds)))
 
 
 async def _until(turn: Turn) -> None:

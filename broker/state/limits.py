@@ -6,18 +6,21 @@ second has already taken from the first; neither gives back what was not used, o
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import hashlib
 import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from broker.errors import StoreUnavailable
 from broker.observe import logs
 from broker.state.gcra import SLACK, Limit, Verdict, charge, judge, turn
 from broker.state.redis import PREFIX, Redis, Script, Shared
+from broker.state.uninterrupted import uninterrupted
 
 __all__ = ["Limit", "Limits", "LocalWhenDown", "MemoryLimits", "RedisLimits", "Shared", "Turn", "Verdict"]
 
@@ -41,10 +44,14 @@ class Limits(Protocol):
         What came back by itself in the ``held_seconds`` since is not given a second time.
         """
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
-        """Take the next turn of a queue that lets at most ``quota`` pass in any window.
+    async def reserve(
+        self, limit: Limit, *, max_wait_seconds: float, min_wait_seconds: float = 0.0
+    ) -> Turn | float:
+        """Take the next turn of a queue that lets at most ``quota`` pass in any window, of those that are at
+        least ``min_wait_seconds`` away.
 
-        None, and no turn is taken, if it is more than ``max_wait_seconds`` away.
+        If that is more than ``max_wait_seconds`` away, no turn is taken, and the answer is in how many
+        seconds it would be.
         """
 
 
@@ -111,17 +118,22 @@ class MemoryLimits:
         if name in self._full_at:
             self._full_at[name] -= max(0.0, amount * limit.unit_seconds - held_seconds)
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
-        """Take a turn."""
+    async def reserve(
+        self, limit: Limit, *, max_wait_seconds: float, min_wait_seconds: float = 0.0
+    ) -> Turn | float:
+        """Take a turn, if it is not too far away."""
         now = self._now()
+        earliest = now + min_wait_seconds
         name = (limit.name, limit.bucket)
         freed = self._freed[name] = [at for at in self._freed.get(name, ()) if at >= now]
         turns = self._turns.get(name, ())
-        at = freed[0] if freed else turn(turns, limit, now)
+        of_freed = bisect.bisect_left(freed, earliest)
+        is_freed = of_freed < len(freed)
+        at = freed[of_freed] if is_freed else turn(turns, limit, earliest)
         if at - now > max_wait_seconds:
-            return None
-        if freed:
-            del freed[0]
+            return at - now
+        if is_freed:
+            del freed[of_freed]
         else:
             self._turns[name] = deque([*turns, at], maxlen=limit.quota)
 
@@ -194,28 +206,30 @@ _RESERVE = Script(
     _TIME
     + """
 local quota, window, max_wait = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local at = math.max(now, tonumber(redis.call('LINDEX', KEYS[2], -1) or now))
+local earliest = now + tonumber(ARGV[4])
+local at = math.max(earliest, tonumber(redis.call('LINDEX', KEYS[2], -1) or now))
 if at - now > max_wait + window + 60 then  -- nobody was told to wait so long: the clock jumped back
     redis.call('DEL', KEYS[2], KEYS[3])
-    at = now
+    at = earliest
 end
 -- A moment that was given back stays among the turns: nobody passes too early after it.
-local from = string.format('%.17g', now)
+local from = string.format('%.17g', earliest)
 local freed = redis.call('ZRANGEBYSCORE', KEYS[3], from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if freed[1] then
-    local wait = tonumber(freed[2]) - now
-    if wait > max_wait then return {epoch, generation, '', ''} end
+    local wait = string.format('%.17g', tonumber(freed[2]) - now)
+    if tonumber(freed[2]) - now > max_wait then return {epoch, generation, wait, ''} end
     redis.call('ZREM', KEYS[3], freed[1])
-    return {epoch, generation, string.format('%.17g', wait), freed[2]}
+    return {epoch, generation, wait, freed[2]}
 end
 local before = redis.call('LINDEX', KEYS[2], -quota)
 if before then at = math.max(at, tonumber(before) + window) end
-if at - now > max_wait then return {epoch, generation, '', ''} end
+local wait = string.format('%.17g', at - now)
+if at - now > max_wait then return {epoch, generation, wait, ''} end
 redis.call('RPUSH', KEYS[2], string.format('%.17g', at))
 redis.call('LTRIM', KEYS[2], -quota, -1)
 redis.call('PEXPIRE', KEYS[2], math.ceil((at - now + window) * 1000))
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. from)
-return {epoch, generation, string.format('%.17g', at - now), string.format('%.17g', at)}
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. string.format('%.17g', now))
+return {epoch, generation, wait, string.format('%.17g', at)}
 """
 )
 # Kept as long as the turns themselves; without them nobody waits.
@@ -253,18 +267,38 @@ class RedisLimits:
         if seconds > 0:
             await self._redis.run(_GIVE_BACK, [_key(limit)], seconds)
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
-        """Take a turn."""
+    async def reserve(
+        self, limit: Limit, *, max_wait_seconds: float, min_wait_seconds: float = 0.0
+    ) -> Turn | float:
+        """Take a turn, if it is not too far away. A caller that is cancelled meanwhile leaves it to the next:
+        that is waited for, and Redis either answers in a moment or is down.
+        """
+        values = (limit.quota, limit.window_seconds, max_wait_seconds, min_wait_seconds)
+        work = asyncio.create_task(self._reserve(limit, values))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await _left_to_the_next(work)
+            raise
+
+    async def _reserve(self, limit: Limit, values: Sequence[float]) -> Turn | float:
         keys = [_key(limit, "turns"), _key(limit, "freed")]
-        values = (limit.quota, limit.window_seconds, max_wait_seconds)
         wait, at = await self._redis.run(_RESERVE, keys, *values)
-        if not wait:
-            return None
+        if not at:
+            return float(wait)
 
         async def give_back() -> None:
             await self._redis.run(_FREE, keys, at, secrets.token_hex(8))
 
         return Turn(float(wait), give_back)
+
+
+@uninterrupted
+async def _left_to_the_next(work: asyncio.Task[Turn | float]) -> None:
+    with suppress(StoreUnavailable):
+        turn = await work
+        if isinstance(turn, Turn):
+            await turn.give_back()
 
 
 class LocalWhenDown:
@@ -288,9 +322,15 @@ class LocalWhenDown:
         """Put back; to where the limits are now, though they were elsewhere when it was taken."""
         await self._try(lambda buckets: buckets.give_back(limit, amount, held_seconds=held_seconds))
 
-    async def reserve(self, limit: Limit, *, max_wait_seconds: float) -> Turn | None:
+    async def reserve(
+        self, limit: Limit, *, max_wait_seconds: float, min_wait_seconds: float = 0.0
+    ) -> Turn | float:
         """Take a turn. It goes back to where it came from, wherever the limits are by then."""
-        return await self._try(lambda buckets: buckets.reserve(limit, max_wait_seconds=max_wait_seconds))
+        return await self._try(
+            lambda buckets: buckets.reserve(
+                limit, max_wait_seconds=max_wait_seconds, min_wait_seconds=min_wait_seconds
+            )
+        )
 
     async def _try(self, call: Callable[[Limits], Awaitable[Answer]]) -> Answer:
         try:
