@@ -22,6 +22,7 @@ from broker.errors import (
 )
 from broker.observe import events
 from broker.transfer.pace import Pace
+from broker.upstream.guard import Budget
 from tests.support.broker_process import PAGE_ORIGIN, Broker, running_broker
 from tests.support.passage import FOREVER
 from tests.support.refusals import CLIENT, DROP_IN, PROXY, SHAPES, assert_refused
@@ -104,7 +105,6 @@ async def test_between_two_attempts_nothing_is_under_way() -> None:
     events.begin(event)
     pace = Pace(FOREVER)
     file = SimpleNamespace(start_over=lambda: True)
-    broker = SimpleNamespace(settings=SimpleNamespace(broker_upstream_retry_seconds=15))
     seen: list[tuple[str | None, str]] = []
 
     async def attempt() -> None:
@@ -113,8 +113,8 @@ async def test_between_two_attempts_nothing_is_under_way() -> None:
         pace.wait_for("answer")
         raise UpstreamFailed
 
-    journey: Any = SimpleNamespace(broker=broker, file=file, pace=pace)
+    journey: Any = SimpleNamespace(file=file, pace=pace)
     with pytest.raises(UpstreamFailed):
-        await _persistently(journey)(attempt)
+        await _persistently(journey, Budget(15))(attempt)
     assert seen == [(None, "client"), (None, "connection"), (None, "connection")]
     assert event.sent == "all"

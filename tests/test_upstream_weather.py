@@ -332,6 +332,21 @@ def test_nothing_is_repeated_beyond_the_budget(coze: SmallCoze, folder: Path, bu
         assert len(coze.requests) == 1
 
 
+@pytest.mark.parametrize(("budget", "lookups"), [("4", 1), ("10", 2)])
+def test_the_calls_of_one_request_have_one_budget(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path, budget: str, lookups: int
+) -> None:
+    """The token exchange took two seconds and more of it, and the lookup would take as much again."""
+    issued = answer({"access_token": "czs_of_the_tests", "expires_in": int(time.time()) + 3600})
+    busy = answer({}, "503 Service Unavailable", ["Retry-After: 2"])
+    replies = {TOKEN: after_failures(1, issued, busy), RETRIEVE: after_failures(1, answer(STORED), busy)}
+    coze.reply = lambda request: replies[path_of(request)](request)
+    environment = {**sandbox.environment, "COZE_API_BASE": coze.url}
+    with running_broker(folder, environment, BROKER_UPSTREAM_RETRY_SECONDS=budget) as broker:
+        assert retrieve(broker).status_code == (503 if lookups == 1 else 200)
+    assert (len(coze.asked(TOKEN)), len(coze.asked(RETRIEVE))) == (2, lookups)
+
+
 def test_a_lookup_whose_answer_drips_is_a_time_out(coze: SmallCoze, folder: Path) -> None:
     """Each byte comes in time, the whole does not."""
 

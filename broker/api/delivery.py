@@ -40,8 +40,8 @@ from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import BeforeEnd, OutgoingBody
 from broker.transfer.pace import Pace
 from broker.transfer.scanned import Scan
-from broker.upstream import guard
 from broker.upstream.coze import StoredFile
+from broker.upstream.guard import Budget, repeating
 
 CLAIM_MARGIN_SECONDS = 60
 CHECK_AGAIN_SECONDS = 1.0
@@ -115,7 +115,8 @@ async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Up
     broker.guard.check()
     pace.wait_for("slot")
     async with broker.admission.slot(delivery.grant.key_id), _scan(delivery) as scan:
-        upload: Upload = await _persistently(delivery)(_send, delivery, scan, before_end)
+        budget = broker.guard.budget()
+        upload: Upload = await _persistently(delivery, budget)(_send, delivery, budget, scan, before_end)
     pace.over()  # Coze has the file: whoever leaves or is revoked from here on changes nothing
     if broker.browser_app is not None:  # else nothing goes direct
         await own_soon(broker, upload.stored.file_id, f"request:{upload.request_id}")
@@ -198,7 +199,7 @@ async def _until(turn: Turn) -> None:
         raise
 
 
-def _persistently(delivery: Delivery) -> AsyncRetrying:
+def _persistently(delivery: Delivery, budget: Budget) -> AsyncRetrying:
     """Again after a passing fault, and once with another access token, as long as all of the file is here."""
     had_another = False
 
@@ -215,15 +216,16 @@ def _persistently(delivery: Delivery) -> AsyncRetrying:
         events.current().sent = None
         delivery.pace.wait_for("connection")
 
-    budget_seconds = delivery.broker.settings.broker_upstream_retry_seconds
-    return guard.repeating(budget_seconds, may_go_again, before_next)
+    return repeating(budget, may_go_again, before_next)
 
 
-async def _send(delivery: Delivery, scan: Scan | None, before_end: BeforeEnd | None) -> Upload:
+async def _send(
+    delivery: Delivery, budget: Budget, scan: Scan | None, before_end: BeforeEnd | None
+) -> Upload:
     """One attempt."""
     broker, pace, event = delivery.broker, delivery.pace, events.current()
     pace.wait_for("credential")
-    authorization = await broker.files.authorization()
+    authorization = await broker.files.authorization(budget)
     await _take_turn(delivery)  # after it, or all who waited for one token exchange would go on at once
     async with broker.guard.attempt(lambda: pace.ended_by):
         pace.wait_for("store")

@@ -96,7 +96,7 @@ class Minting:
         token = await broker.exchange.exchange(
             broker.browser_app,
             duration_seconds=ttl_seconds,
-            retry_seconds=DIRECT_RETRY_SECONDS,
+            budget=broker.guard.budget(DIRECT_RETRY_SECONDS),
             max_seconds=DIRECT_TOKEN_SECONDS,
         )
         expires_in = token.expires_at - int(time.time())

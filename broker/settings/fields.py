@@ -321,8 +321,8 @@ class Settings(BaseSettings):
     broker_upstream_retry_seconds: float = Field(
         default=15.0,
         ge=0,
-        description="How long a call to Coze that failed may be repeated, all pauses included; only where "
-        "repeating is safe. `0`: never.",
+        description="How long calls to Coze that failed may be repeated for one request, all pauses "
+        "included; only where repeating is safe. `0`: never.",
     )
     broker_breaker_failures: int = Field(
         default=5,

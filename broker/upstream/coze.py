@@ -18,7 +18,7 @@ from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
 from broker.upstream.answers import STORED_OTHERWISE, Answer, Call, is_of_credential, judge
 from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for, small_call
-from broker.upstream.guard import Guard
+from broker.upstream.guard import Budget, Guard
 from broker.upstream.oauth import Credential
 
 UPLOAD_PATH = "/v1/files/upload"
@@ -44,9 +44,9 @@ class CozeFiles:
         self._credential = credential
         self._guard = guard
 
-    async def authorization(self) -> str:
+    async def authorization(self, budget: Budget) -> str:
         """The credential, fetched before a byte of a file is asked for."""
-        return await self._credential.get()
+        return await self._credential.get(budget)
 
     async def upload(self, body: OutgoingBody, envelope: Envelope, authorization: str) -> StoredFile:
         """Send a file and return what Coze says of it.
@@ -68,20 +68,21 @@ class CozeFiles:
 
         Raises :class:`~broker.errors.NotFound` when it knows nothing.
         """
+        budget = self._guard.budget()
         try:
-            return await self._retrieve(file_id)
+            return await self._retrieve(file_id, budget)
         except UpstreamCredentialRefused as refusal:
             if not refusal.is_replaced:
                 raise
-        return await self._retrieve(file_id)
+        return await self._retrieve(file_id, budget)
 
-    async def _retrieve(self, file_id: str) -> StoredFile:
-        authorization = await self._credential.get()
+    async def _retrieve(self, file_id: str, budget: Budget) -> StoredFile:
+        authorization = await self._credential.get(budget)
 
         async def once() -> StoredFile:
             return await self._look_up(file_id, authorization)
 
-        return await self._guard.small_call(once)
+        return await self._guard.small_call(once, budget)
 
     async def _look_up(self, file_id: str, authorization: str) -> StoredFile:
         try:

@@ -5,11 +5,13 @@ be made again.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity.stop import stop_base
 from tenacity.wait import wait_random_exponential
 
 from broker.errors import (
@@ -34,13 +36,27 @@ Result = TypeVar("Result")
 _STATES: tuple[State, ...] = ("closed", "half-open", "open")
 
 
+class Budget(stop_base):
+    """How long the calls that are made for one request may be repeated, from now on and all together."""
+
+    def __init__(self, seconds: float) -> None:
+        self._ends_at = time.monotonic() + seconds
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        """Whether it is over by the time of the next attempt: none begins then."""
+        return time.monotonic() + retry_state.upcoming_sleep >= self._ends_at
+
+
 class Guard:
-    """The breaker, the common pause and the retry budget of one upstream."""
+    """The breaker, the common pause and the retry budget of one upstream.
+
+    ``retry_seconds`` is what each request has for repeating.
+    """
 
     def __init__(self, breaker: Breaker, pause: Pause, *, retry_seconds: float) -> None:
         self.breaker = breaker
         self.pause = pause
-        self.retry_seconds = retry_seconds
+        self._retry_seconds = retry_seconds
         snapshot.count("coze_breaker_state", lambda: _STATES.index(breaker.state))
 
     def check(self) -> None:
@@ -48,6 +64,10 @@ class Guard:
         seconds = self.breaker.open_seconds_left
         if seconds > 0:
             raise _down(seconds, self.breaker)
+
+    def budget(self, max_seconds: float = math.inf) -> Budget:
+        """A request's own, to be handed to all its calls; of ``max_seconds`` if that is less."""
+        return Budget(min(max_seconds, self._retry_seconds))
 
     @asynccontextmanager
     async def attempt(self, ended_by: Callable[[], Refusal | None] = lambda: None) -> AsyncIterator[None]:
@@ -66,11 +86,7 @@ class Guard:
         self.breaker.leave(ticket, "success")
 
     async def small_call(
-        self,
-        once: Callable[[], Awaitable[Result]],
-        *,
-        retry_seconds: float | None = None,
-        patient: bool = True,
+        self, once: Callable[[], Awaitable[Result]], budget: Budget, *, patient: bool = True
     ) -> Result:
         """Make a call that may be repeated, as often as the budget allows. Where it is not ``patient``, it is
         not repeated when Coze asks for less.
@@ -81,7 +97,6 @@ class Guard:
             async with self.attempt():
                 return await once()
 
-        budget = self.retry_seconds if retry_seconds is None else min(retry_seconds, self.retry_seconds)
         return await repeating(budget, lambda error: _may_pass(error, patient=patient))(attempt)
 
     async def _check_pause(self) -> None:
@@ -99,7 +114,7 @@ class Guard:
 
 
 def repeating(
-    budget_seconds: float,
+    budget: Budget,
     may_repeat: Callable[[BaseException], bool],
     before_next: Callable[[RetryCallState], None] | None = None,
 ) -> AsyncRetrying:
@@ -109,7 +124,7 @@ def repeating(
     """
     return AsyncRetrying(
         retry=retry_if_exception(may_repeat),
-        stop=stop_after_attempt(MAX_ATTEMPTS) | stop_before_delay(budget_seconds),
+        stop=stop_after_attempt(MAX_ATTEMPTS) | budget,
         wait=_wait,
         before_sleep=before_next,
         reraise=True,

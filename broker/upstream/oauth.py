@@ -36,7 +36,7 @@ from broker.upstream.answers import (
     retry_after_seconds,
 )
 from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, small_call
-from broker.upstream.guard import Guard
+from broker.upstream.guard import Budget, Guard
 
 TOKEN_PATH = "/api/permission/oauth2/token"  # noqa: S105 - a path
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -79,19 +79,19 @@ class TokenExchange:
         app: OAuthApp,
         *,
         duration_seconds: int,
-        retry_seconds: float | None = None,
+        budget: Budget | None = None,
         max_seconds: float | None = None,
     ) -> AccessToken:
-        """A fresh access token of ``app``. Repeated where that may help, each time with a new assertion, for
-        ``retry_seconds`` if that is less than the budget. Coze is given ``max_seconds`` for all of it; what
-        takes longer is Coze's time-out. Raises a refusal of the 502, 503 or 504 kind.
+        """A fresh access token of ``app``. Repeated where that may help, each time with a new assertion,
+        within ``budget``, or one of its own. Coze is given ``max_seconds`` for all of it; what takes longer
+        is Coze's time-out. Raises a refusal of the 502, 503 or 504 kind.
         """
         give_up_at = None if max_seconds is None else asyncio.get_running_loop().time() + max_seconds
 
         async def once() -> AccessToken:
             return await self._exchange(app, duration_seconds, give_up_at)
 
-        return await self._guard.small_call(once, retry_seconds=retry_seconds, patient=False)
+        return await self._guard.small_call(once, budget or self._guard.budget(), patient=False)
 
     async def _exchange(self, app: OAuthApp, duration_seconds: int, give_up_at: float | None) -> AccessToken:
         try:
@@ -126,7 +126,7 @@ def make_assertion(app: OAuthApp, coze_host: str, now: float) -> str:
 class Credential(Protocol):
     """What the broker shows Coze when it uploads for others."""
 
-    async def get(self) -> str:
+    async def get(self, budget: Budget) -> str:
         """The value for ``Authorization: Bearer``. Raises a refusal when none can be had."""
 
     def forget(self, value: str) -> bool:
@@ -139,7 +139,7 @@ class FixedCredential:
 
     value: str
 
-    async def get(self) -> str:
+    async def get(self, budget: Budget) -> str:  # noqa: ARG002 - the protocol's
         return self.value
 
     def forget(self, value: str) -> bool:  # noqa: ARG002 - the protocol's
@@ -153,7 +153,8 @@ class FixedCredential:
 class AppCredential:
     """The server app's access token, kept until shortly before it expires; one exchange at a time.
 
-    Whoever waits for an exchange is told what came of it, and so is who comes shortly after it failed.
+    Whoever waits for an exchange is told what came of it, and so is who comes shortly after it failed. It is
+    made within the budget of the one who came first.
     """
 
     def __init__(
@@ -172,13 +173,13 @@ class AppCredential:
         self._failure: Refusal | None = None
         self._failed_at = self._replaced_at = -math.inf
 
-    async def get(self) -> str:
+    async def get(self, budget: Budget) -> str:
         if self._token is not None and self._now() < self._token.expires_at - REFRESH_MARGIN_SECONDS:
             return self._token.value
         if self._failure is not None and self._monotonic() < self._failed_at + REMEMBER_FAILURE_SECONDS:
             raise _again(self._failure)
         if self._pending is None:
-            self._pending = asyncio.create_task(self._fetch())
+            self._pending = asyncio.create_task(self._fetch(budget))
             self._pending.add_done_callback(self._fetched)
         try:
             # One who is cancelled leaves; the others still wait.
@@ -195,8 +196,8 @@ class AppCredential:
         self._token, self._replaced_at = None, self._monotonic()
         return True
 
-    async def _fetch(self) -> AccessToken:
-        return await self._exchange.exchange(self._app, duration_seconds=SERVER_TOKEN_SECONDS)
+    async def _fetch(self, budget: Budget) -> AccessToken:
+        return await self._exchange.exchange(self._app, duration_seconds=SERVER_TOKEN_SECONDS, budget=budget)
 
     def _fetched(self, task: asyncio.Task[AccessToken]) -> None:
         self._pending = None
