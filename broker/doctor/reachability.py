@@ -7,6 +7,7 @@ many ask meanwhile, so that no number of probes becomes a load on Coze.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,8 @@ KEPT_SECONDS = 10.0
 """For callers with a key, who wait for the answer."""
 GLANCE_SECONDS = 60.0
 """For those who don't wait, and whom nobody knows."""
+FORGOTTEN_SECONDS = 600.0
+"""What is older says nothing about now: nobody asked for so long. Longer than monitors wait between questions."""
 QUIET_SECONDS = 10.0
 """After a start: a broker that is restarted again and again leaves Coze alone."""
 WAIT_SECONDS = 3.0
@@ -77,16 +80,16 @@ class Reachability:
         return await asyncio.shield(self._examination())
 
     def glance(self) -> str:
-        """``ok``, the step that failed last, or ``unknown``; never waits. An examination is begun when what
-        is known is old, for those who ask next.
+        """``ok``, the step that failed last, or ``unknown`` when that is long ago; never waits. An
+        examination is begun when what is known is old, for those who ask next.
         """
-        found, now = self._found, self._now()
-        is_old = found is None or now - self._found_at >= GLANCE_SECONDS
-        if is_old and now >= self._quiet_until:
+        now = self._now()
+        age_seconds = math.inf if self._found is None else now - self._found_at
+        if age_seconds >= GLANCE_SECONDS and now >= self._quiet_until:
             self._examination()
-        if found is None:
+        if self._found is None or age_seconds >= FORGOTTEN_SECONDS:
             return NOT_ASKED
-        return found.failed_step or "ok"
+        return self._found.failed_step or "ok"
 
     async def aclose(self) -> None:
         """Stop what runs."""
