@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
+from broker.api.status import contract
 from broker.errors import OutcomeUnknown, Refusal, UpstreamFault, tree
 from tests.test_docs import text_of
 
@@ -37,3 +39,32 @@ def test_every_row_says_what_goes_wrong_what_is_seen_and_what_to_do() -> None:
     for cells in ROWS:
         assert len(cells) == 4
         assert all(cell.strip() for cell in cells)
+
+
+MAY_FIND_COZE_DOWN = {
+    "/token": "post",
+    "/proxy/upload": "post",
+    "/uploads/{upload_id}/complete": "post",
+    "/v1/files/upload": "post",
+    "/v1/files/retrieve": "get",
+}
+
+
+@pytest.mark.parametrize(("path", "method"), MAY_FIND_COZE_DOWN.items())
+def test_the_contract_names_the_refusal_while_coze_is_down(path: str, method: str) -> None:
+    response = resolved(contract()["paths"][path][method]["responses"]["503"])
+    assert "`upstream_down`" in response["description"]
+    assert "Retry-After" in response["headers"]
+
+
+@pytest.mark.parametrize("path", ["/proxy/upload", "/v1/files/upload"])
+def test_the_contract_names_the_refusal_of_who_would_wait_too_long_for_a_turn(path: str) -> None:
+    assert (
+        "`upstream_limit`" in resolved(contract()["paths"][path]["post"]["responses"]["429"])["description"]
+    )
+
+
+def resolved(response: dict[str, str]) -> dict[str, Any]:
+    """What the contract has under a reference's name."""
+    found: dict[str, Any] = contract()["components"]["responses"][response["$ref"].rpartition("/")[2]]
+    return found

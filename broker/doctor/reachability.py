@@ -24,7 +24,7 @@ KEPT_SECONDS = 10.0
 GLANCE_SECONDS = 60.0
 """For those who don't wait, and whom nobody knows."""
 FORGOTTEN_SECONDS = 600.0
-"""What is older says nothing about now: nobody asked for so long. Longer than monitors wait between questions."""
+"""What is older says nothing about now. Monitors ask more often."""
 QUIET_SECONDS = 10.0
 """After a start: a broker that is restarted again and again leaves Coze alone."""
 WAIT_SECONDS = 3.0
