@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from broker.errors import FileContentMismatch, FileTypeRefused, MalformedRequest
+from broker.errors import BadFileName, FileContentMismatch, FileTypeRefused, MalformedRequest
 from broker.settings import COZE_FILE_TYPES
+from broker.transfer.filenames import MAX_NAME_BYTES, clean, extension_of, with_extension
 from broker.transfer.sniffing import HEAD_BYTES, FileTypes, declared_type
 
 TAKEN = frozenset(COZE_FILE_TYPES.split(","))
@@ -17,8 +18,12 @@ def check(data: bytes) -> None:
         content_type = declared_type(declared.decode("latin-1"))
     except MalformedRequest:
         content_type = ""
+    try:
+        file_name = clean(name.decode(errors="replace"))
+    except BadFileName:
+        return
     for types in POLICIES:
-        _check(types, name.decode(errors="replace") or "a", content_type, head[:HEAD_BYTES] or b"x")
+        _check(types, file_name, content_type, head[:HEAD_BYTES] or b"x")
 
 
 def _check(types: FileTypes, name: str, content_type: str, head: bytes) -> None:
@@ -26,5 +31,6 @@ def _check(types: FileTypes, name: str, content_type: str, head: bytes) -> None:
         settled, _ = types.settle(name, content_type, head)
     except (FileTypeRefused, FileContentMismatch):
         return
-    assert settled.rpartition(".")[0] in (name.rpartition(".")[0], name)
+    assert settled in (name, with_extension(name, extension_of(settled)))
+    assert len(settled.encode()) <= MAX_NAME_BYTES
     assert types.settle(settled, "", head) == (settled, "")
