@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -122,12 +122,24 @@ def _examine(report: Report, doh: str, timeout: float, *, upload: bool) -> None:
             report.add(result)
         return
     report.upstream = _origin(way)
-    loop = asyncio.new_event_loop()  # asyncio.run would wait for such threads, too
+    _run(_walk(way, steps, report))
+
+
+def _run(walk: Coroutine[Any, Any, None]) -> None:
+    """Until it is over. Raises ``KeyboardInterrupt`` after Ctrl-C, which is heard between two steps of the
+    loop's: raised wherever the program happens to be, it could get lost there.
+    """
+    loop = asyncio.new_event_loop()  # asyncio.run would wait for threads that ask the system's resolver
+    task = loop.create_task(walk)
+    task.add_done_callback(lambda _: loop.stop())
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGINT, loop.stop)
     try:
-        loop.run_until_complete(_walk(way, steps, report))
-    except KeyboardInterrupt:
-        loop.set_exception_handler(lambda *_: None)  # what is under way ends with the process
-        raise
+        loop.run_forever()
+        if not task.done():
+            loop.set_exception_handler(lambda *_: None)  # what is under way ends with the process
+            raise KeyboardInterrupt
+        task.result()
     finally:
         loop.close()
 
