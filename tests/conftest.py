@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from tests.support.network import network  # noqa: F401 - a fixture
 from tests.support.openid_provider import openid_provider  # noqa: F401 - a fixture
 from tests.support.redis import redis, redis_server, session_redis  # noqa: F401
 from tests.support.sandbox_control import SandboxControl
+
+
+def pytest_configure() -> None:
+    """What a shell runs in the background ignores Ctrl-C, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

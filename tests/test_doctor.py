@@ -49,6 +49,7 @@ from tests.support.broker_process import COMMAND
 from tests.support.dns_answers import Records
 from tests.support.doctor import (
     HOST,
+    OWN_NAMESPACE,
     Diagnosis,
     Serve,
     diagnose,
@@ -1195,4 +1196,4 @@ def test_the_exit_codes_are_documented_as_they_are() -> None:
 def _no_namespace_is_left() -> Iterator[None]:
     yield
     found = Path("/etc/netns")
-    assert not found.is_dir() or not list(found.glob("doctor-*"))
+    assert not found.is_dir() or not list(found.glob(f"{OWN_NAMESPACE}*"))

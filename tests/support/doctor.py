@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import ipaddress
 import json
+import os
 import select
 import socket
 import subprocess
@@ -29,6 +30,8 @@ from tests.support.waiting import wait_for
 
 HOST = "coze.test"
 CLONE_NEWNET = 0x4000_0000
+OWN_NAMESPACE = f"doctor-{os.getpid()}-"
+"""How the names begin of this process's; tests may run in several."""
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 ROOT = Path(__file__).parent.parent.parent
 
@@ -213,7 +216,7 @@ def http_answer(body: bytes, content_type: str, status: str = "200 OK", *headers
 @contextlib.contextmanager
 def namespace(names: Records) -> Iterator[str]:
     """A network with nothing but loopback, and a resolver on it that answers by ``names``; needs root."""
-    name = f"doctor-{uuid.uuid4().hex[:8]}"
+    name = f"{OWN_NAMESPACE}{uuid.uuid4().hex[:8]}"
     settings = Path("/etc/netns") / name
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
