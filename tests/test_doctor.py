@@ -36,6 +36,7 @@ from broker.doctor.tls import judged as judged_tls
 from broker.doctor.upload import judged as judged_upload
 from broker.doctor.way import Way
 from broker.sandbox.launch import in_subprocess
+from broker.upstream.client import Answered
 from tests.support import needs
 from tests.support.authority import (
     DAY,
@@ -890,6 +891,11 @@ def test_a_server_that_takes_a_request_and_says_nothing(here: Here) -> None:
     assert_ends_at(diagnosis, "http", 15, "no answer")
 
 
+def reply(status: int, body: dict[str, Any] | None, headers: dict[str, str] | None = None) -> Reply:
+    content = b"<html>" if body is None else json.dumps(body).encode()
+    return Reply(Answered(status, httpx.Headers(headers or {}), content), 0.1)
+
+
 # --- region and credential ----------------------------------------------------------------------------------
 
 
@@ -952,7 +958,7 @@ async def test_another_region_that_does_not_say_so_is_not_said_to_know_the_app(
     ids=lambda value: str(value) if isinstance(value, int) else None,
 )
 def test_what_the_token_endpoint_says_of_an_app(body: dict[str, str] | None, status: int, means: str) -> None:
-    done = Exchanged("", Reply(status, httpx.Headers(), body, 0.1))
+    done = Exchanged.by(reply(status, body))
     finding = refused_app("COZE_JWT_OAUTH_…", done)
     assert not done.is_unknown_kid
     assert finding.status == "failed"
@@ -963,7 +969,7 @@ def test_what_the_token_endpoint_says_of_an_app(body: dict[str, str] | None, sta
     ("body", "status", "expected"),
     [
         ({"code": 4200, "msg": "not found"}, 404, "ok"),
-        (None, 404, "ok"),  # Studio's, which has no such path
+        (None, 404, "warning"),
         (None, 200, "warning"),
         (None, 302, "warning"),
         ({"code": 5000, "msg": "Oops"}, 500, "failed"),
@@ -973,23 +979,23 @@ def test_what_the_token_endpoint_says_of_an_app(body: dict[str, str] | None, sta
 def test_only_an_answer_of_cozes_says_that_a_credential_is_taken(
     body: dict[str, object] | None, status: int, expected: str
 ) -> None:
-    reply = Reply(status, httpx.Headers(), body, 0.1)
-    assert judged("COZE_API_TOKEN", reply, is_app=False, has_other_region=True).status == expected
+    answer = reply(status, body, {"X-Tt-Logid": "1"} if body else {})
+    assert judged("COZE_API_TOKEN", answer, is_app=False, has_other_region=True).status == expected
 
 
-WAF = httpx.Headers({"Content-Type": "text/html; charset=utf-8", "Server": "Tengine"})
+WAF = {"Content-Type": "text/html; charset=utf-8", "Server": "Tengine"}
 
 
 @pytest.mark.parametrize(
     "finding",
     [
-        pytest.param(judge(Reply(status, WAF, None, 0.1)), id=f"{name} {status}")
+        pytest.param(judge(reply(status, None, WAF)), id=f"{name} {status}")
         for status in (401, 403)
         for name, judge in {
             "token": lambda reply: judged("X", reply, is_app=False, has_other_region=True),
-            "app": lambda reply: refused_app("X", Exchanged("", reply)),
+            "app": lambda reply: refused_app("X", Exchanged.by(reply)),
             "browser's app": lambda reply: judged_browser("X", reply),
-            "upload": judged_upload,
+            "upload": lambda reply: judged_upload(reply, has_other_region=True),
         }.items()
     ],
 )

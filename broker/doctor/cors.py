@@ -78,7 +78,7 @@ async def _preflight(way: Way, origin: str) -> Preflight:
         "Accept": "*/*",
     }
     try:
-        reply = await ask(way.coze, "OPTIONS", UPLOAD_PATH, headers=headers)
+        reply = await ask(way, "OPTIONS", UPLOAD_PATH, headers=headers)
     except CallFailedError as error:
         return Preflight(origin, f"no answer ({error.code})")
     return Preflight(origin, trouble_in(reply, origin))

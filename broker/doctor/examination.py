@@ -40,7 +40,7 @@ STEPS = (
     Step("credential", 17, credential.examine, ("http", "region"), waits=8),
     Step("cors", 18, cors.examine, ("http",)),
 )
-UPLOAD = Step("upload", 19, upload.examine, ("http", "region", "credential"))
+UPLOAD = Step("upload", 19, upload.examine, ("http", "region", "credential"), waits=4)
 TO_COZE = STEPS[1:6]
 """Whether Coze can be reached at all; shows no credential to anybody."""
 

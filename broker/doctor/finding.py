@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Status = Literal["ok", "warning", "failed", "skipped"]
+BY_WEIGHT: tuple[Status, ...] = ("skipped", "ok", "warning", "failed")
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,19 @@ def failed(found: str, means: str, do: str, **facts: Any) -> Finding:
 def skipped(why: str) -> Finding:
     """It was not looked at."""
     return Finding("skipped", why)
+
+
+def joined(first: Finding, second: Finding, facts_prefix: str) -> Finding:
+    """Both as one, as bad as the worse. The names of the second one's facts get the prefix."""
+    worse = max(first, second, key=lambda each: BY_WEIGHT.index(each.status))
+    return Finding(
+        worse.status,
+        f"{first.found}. {second.found}",
+        _both(first.means, second.means),
+        _both(first.do, second.do),
+        {**first.facts, **{facts_prefix + name: value for name, value in second.facts.items()}},
+    )
+
+
+def _both(one: str, other: str) -> str:
+    return one if one == other else " ".join(filter(None, (one, other)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from broker import settings
 from broker.doctor.finding import Finding, failed, ok, warning
+from broker.doctor.http import path_of
 from broker.doctor.way import Way
 
 
@@ -21,7 +22,7 @@ def judged(way: Way, problems: list[str], unwise: list[str]) -> Finding:
     """Without I/O: what the problems mean for the way."""
     facts = {"source": settings.source_of("coze_api_base"), "problems": problems, "warnings": unwise}
     try:
-        found = f"COZE_API_BASE is {way.target.origin} (from {facts['source']})"
+        found = f"COZE_API_BASE is {way.target.origin}{path_of(way.settings)} (from {facts['source']})"
     except ValueError:
         found, usable = "COZE_API_BASE does not say where Coze is", False
     else:

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from broker.doctor.calling import CallFailedError, Reply, ask, open_client, shown
 from broker.doctor.finding import Finding, failed, ok, warning
 from broker.doctor.tls import CLOCK, clock_ahead_seconds
-from broker.doctor.way import Target, Way
+from broker.doctor.way import Way
+from broker.settings import Settings
 from broker.upstream.coze import RETRIEVE_PATH
 
 SLOW_SECONDS = 2.0
@@ -18,6 +19,7 @@ SKEW_SECONDS = 30.0
 NO_FILE = {"file_id": "0"}
 CONSOLES = ("www.coze.cn", "www.coze.com", "coze.cn", "coze.com")
 PORTAL = "Something on the way answers in Coze's place: a captive portal, a gateway's block page."
+GET_THROUGH = "Log in to the network or have Coze's host allowed; check COZE_API_BASE, its path too."
 
 
 async def examine(way: Way) -> Finding:
@@ -25,7 +27,7 @@ async def examine(way: Way) -> Finding:
     if way.client is None:
         way.client = open_client(way)
     try:
-        reply = await ask(way.coze, "GET", RETRIEVE_PATH, params=NO_FILE)
+        reply = await ask(way, "GET", RETRIEVE_PATH, params=NO_FILE)
     except CallFailedError as error:
         return failed(
             f"no answer: {error.sentence}",
@@ -34,10 +36,12 @@ async def examine(way: Way) -> Finding:
             code=error.code,
             cause=error.cause,
         )
-    return judged(way.target, reply, time.time())
+    way.anonymous, now = reply, time.time()
+    way.clock_ahead_seconds = clock_ahead_seconds(reply.headers.get("date", ""), now)
+    return judged(way, reply, now)
 
 
-def judged(target: Target, reply: Reply, now: float) -> Finding:
+def judged(way: Way, reply: Reply, now: float) -> Finding:
     """Whether that is Coze, and what its clock says."""
     skew = clock_ahead_seconds(reply.headers.get("date", ""), now)
     facts: dict[str, Any] = {
@@ -46,7 +50,7 @@ def judged(target: Target, reply: Reply, now: float) -> Finding:
         "logid": reply.logid,
         "clock_ahead_seconds": None if skew is None else round(skew),
     }
-    strange = _strange(target, reply)
+    strange = _strange(way, reply)
     if strange is not None:
         return failed(*strange, **facts)
     found = f"Coze answers, {reply.seconds * 1000:.0f} ms"
@@ -63,20 +67,34 @@ def judged(target: Target, reply: Reply, now: float) -> Finding:
     return ok(found, **facts)
 
 
-def _strange(target: Target, reply: Reply) -> tuple[str, str, str] | None:
+def path_of(settings: Settings) -> str:
+    """The path in COZE_API_BASE, before which Coze's own are put; empty where there is none."""
+    return shown(urlsplit(settings.coze_api_base).path)
+
+
+def _strange(way: Way, reply: Reply) -> tuple[str, str, str] | None:
     """What was found, what it means and what to do, where that is not how Coze answers."""
-    where_api = f"Set COZE_API_BASE to https://api.{target.host.removeprefix('www.')}."
-    if target.host in CONSOLES:
-        return f"{target.host} answers {reply.status}", "That is Coze's website, not its API.", where_api
+    host = way.target.host
+    if host in CONSOLES:
+        where_api = f"Set COZE_API_BASE to https://api.{host.removeprefix('www.')}."
+        return f"{host} answers {reply.status}", "That is Coze's website, not its API.", where_api
     if 300 <= reply.status < 400:  # noqa: PLR2004 - HTTP's own
-        to = _host_in(reply.headers.get("location", "")) or "another place"
-        return f"redirected to {to}", PORTAL, "Log in to the network, or have Coze's host allowed."
+        to = _host_in(reply) or "another place"
+        return f"redirected to {to}", PORTAL, GET_THROUGH
     if reply.body is None:
         what = "an HTML page" if reply.is_html else "something that is no JSON"
         return f"{what}, status {reply.status}", *_no_json(reply)
-    if not reply.code and reply.logid is None:
+    return _strange_json(way, reply)
+
+
+def _strange_json(way: Way, reply: Reply) -> tuple[str, str, str] | None:
+    if reply.logid is None and way.other_url is not None:  # each answer of Coze's own has one
+        return f"JSON without a log id of Coze's, status {reply.status}", PORTAL, GET_THROUGH
+    if not reply.is_cozes:
         means = "Another service is at this address."
         return f"JSON that is not Coze's, status {reply.status}", means, "Check COZE_API_BASE."
+    if reply.is_unknown_path:
+        return f"Coze has no such path ({reply})", *no_path(way.settings)
     if reply.status >= 500:  # noqa: PLR2004 - HTTP's own
         return (
             f"Coze answers {reply}",
@@ -86,9 +104,19 @@ def _strange(target: Target, reply: Reply) -> tuple[str, str, str] | None:
     return None
 
 
-def _host_in(location: str) -> str:
+def no_path(settings: Settings) -> tuple[str, str]:
+    """What it means, and what to do, where Coze has none of the paths of its own API."""
+    path = path_of(settings)
+    if not path:
+        means = "Another service is at this address, or something in between writes paths anew."
+        return means, "Check COZE_API_BASE, and what stands in between."
+    means = f"COZE_API_BASE ends in {path}, and Coze's own paths are put behind it."
+    return means, f"Take {path} away from COZE_API_BASE."
+
+
+def _host_in(reply: Reply) -> str:
     try:
-        return shown(urlsplit(location).hostname or "")
+        return reply.shown(urlsplit(reply.headers.get("location", "")).hostname or "")
     except ValueError:
         return ""
 
@@ -97,7 +125,7 @@ def _no_json(reply: Reply) -> tuple[str, str]:
     if reply.status in (502, 503, 504):
         means = "A gateway answers, and gets no answer from Coze itself."
         return means, "Wait and try again; if it stays so, look at the gateway or proxy in between."
-    return PORTAL, "Log in to the network or have Coze's host allowed; check COZE_API_BASE, its path too."
+    return PORTAL, GET_THROUGH
 
 
 def facts_of(reply: Reply) -> dict[str, Any]:

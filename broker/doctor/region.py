@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.doctor.calling import CallFailedError, open_client
-from broker.doctor.exchange import Exchanged, exchanged
+from broker.doctor.exchange import Exchanged, Whose, app_of, exchanged
 from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.http import facts_of
 from broker.doctor.way import Way
@@ -17,17 +17,16 @@ async def examine(way: Way) -> Finding:
     """
     if way.has_broken_app:
         return skipped("an OAuth app is not whole, see the step settings")
-    app = way.settings.server_app or way.settings.browser_app
+    whose = _whose(way)
+    app = app_of(way, whose)
     if app is None:
         return skipped("only an OAuth app tells; the step credential tries the token")
     try:
-        here = await exchanged(way.coze, app, way.settings.coze_api_base)
+        here = await exchanged(way, whose, app)
     except CallFailedError as error:
         return failed(
             f"no answer from the token endpoint: {error.sentence}", "It can't be told.", "Try again."
         )
-    if here.token and way.settings.server_app is not None:
-        way.tokens["server"] = here.token
     elsewhere = await _is_known_elsewhere(way) if here.is_unknown_kid else None
     return judged(way, here, is_known_elsewhere=elsewhere)
 
@@ -38,17 +37,21 @@ def judged(way: Way, here: Exchanged, *, is_known_elsewhere: bool | None) -> Fin
     ``is_known_elsewhere`` is None where the other region could not be asked, or there is none.
     """
     host, facts = way.target.host, facts_of(here.reply)
-    other = way.other_region.get(way.target.origin.partition("://")[2])
-    if here.is_trouble:
-        return warning(f"the token endpoint answers {here.reply}", "It can't be told.", **facts)
-    if not here.is_unknown_kid:
+    if here.token is not None:
         return ok(f"{host} knows the OAuth app's key", **facts)
+    if not here.is_unknown_kid:
+        return warning(
+            f"the token endpoint gives no token ({here.reply})",
+            "Whether the region is right can't be told by that.",
+            "See the step credential.",
+            **facts,
+        )
     found = f"{host} does not know the OAuth app's key ({here.reply.message})"
     if is_known_elsewhere:
         return failed(
             found,
-            f"The app belongs to the other region: {other} knows it.",
-            f"Set COZE_API_BASE={other}, or take an app of an account at {host}.",
+            f"The app belongs to the other region: {way.other_url} knows it.",
+            f"Set COZE_API_BASE={way.other_url}, or take an app of an account at {host}.",
             **facts,
         )
     means = "The public key id is wrong or was removed"
@@ -68,14 +71,19 @@ def judged(way: Way, here: Exchanged, *, is_known_elsewhere: bool | None) -> Fin
 
 async def _is_known_elsewhere(way: Way) -> bool | None:
     """None where nobody there says so: it may be out of reach from here, or busy."""
-    url = way.other_region.get(way.target.origin.partition("://")[2])
-    app = way.settings.server_app or way.settings.browser_app
+    url, whose = way.other_url, _whose(way)
+    app = app_of(way, whose)
     if url is None or app is None:
         return None
-    there = replace(way, settings=way.settings.model_copy(update={"coze_api_base": url}), client=None)
+    settings = way.settings.model_copy(update={"coze_api_base": url})
+    there = replace(way, settings=settings, client=None, tokens={}, exchanges={})
     try:
-        async with open_client(there) as client:
-            done = await exchanged(client, app, url)
+        async with open_client(there) as there.client:
+            done = await exchanged(there, whose, app)
     except CallFailedError:
         return None
-    return False if done.is_unknown_kid else bool(done.token) or None
+    return False if done.is_unknown_kid else done.token is not None or None
+
+
+def _whose(way: Way) -> Whose:
+    return "browser" if way.settings.server_app is None else "server"

@@ -22,7 +22,7 @@ _OWN_NAME = re.compile("[a-z_]+")
 
 def scrubbed(finding: Finding, way: Way | None) -> Finding:
     """The finding without secrets, whoever wrote them into it."""
-    secrets = [] if way is None else sorted(set(_secrets(way)), key=len, reverse=True)
+    secrets = () if way is None else secrets_of(way)
     return replace(
         finding,
         found=_clean(finding.found, secrets),
@@ -32,11 +32,21 @@ def scrubbed(finding: Finding, way: Way | None) -> Finding:
     )
 
 
-def _clean(value: Any, secrets: list[str]) -> Any:
+def secrets_of(way: Way) -> tuple[str, ...]:
+    """All that may not be said of this way, the longest first."""
+    return tuple(sorted(set(_secrets(way)), key=len, reverse=True))
+
+
+def clean_text(text: str, secrets: tuple[str, ...]) -> str:
+    """The text without these, and without what looks like a credential."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return redacted(text)
+
+
+def _clean(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, HIDDEN)
-        return redacted(value)
+        return clean_text(value, secrets)
     if isinstance(value, dict):
         return {_clean_name(name, secrets): _clean(each, secrets) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -44,7 +54,7 @@ def _clean(value: Any, secrets: list[str]) -> Any:
     return value
 
 
-def _clean_name(name: str, secrets: list[str]) -> str:
+def _clean_name(name: str, secrets: tuple[str, ...]) -> str:
     """Our own names stay, whatever a proxy's user is called; an origin or an address is none of them."""
     return name if _OWN_NAME.fullmatch(name) else str(_clean(name, secrets))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import ssl
 import time
 from contextlib import suppress
@@ -15,6 +14,7 @@ from broker.doctor.connecting import Stream, looking, opened, trouble_of, verify
 from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.tls_line import TlsLine
 from broker.doctor.way import OTHER_REGION, Way
+from broker.upstream.http_date import unix_seconds
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -304,10 +304,8 @@ async def _skew(way: Way, line: TlsLine) -> float | None:
 
 def clock_ahead_seconds(date: str, now: float) -> float | None:
     """How far a clock that says ``now`` is ahead of an HTTP date. None for what is no date."""
-    try:
-        return now - email.utils.parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    at = unix_seconds(date)
+    return None if at is None else now - at
 
 
 def shown_certificate(der: bytes) -> Shown:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from broker.settings import Settings, web_address
 from broker.settings.proxy import Proxy
+
+if TYPE_CHECKING:
+    from broker.doctor.calling import Reply
+    from broker.doctor.exchange import Exchanged
 
 OTHER_REGION = {
     "api.coze.cn": "https://api.coze.com",
@@ -95,7 +100,7 @@ class Way:
     @property
     def goes_direct(self) -> bool:
         """Whether pages are meant to send files straight to Coze."""
-        if self.settings.broker_direct_max_bytes == 0:
+        if self.settings.broker_direct_max_bytes == 0 or self.settings.broker_scan == "all":
             return False
         return self.has_broken_app or self.settings.browser_app is not None
 
@@ -105,3 +110,15 @@ class Way:
         if self.client is None:
             raise RuntimeError("the way is not open yet")
         return self.client
+
+    anonymous: Reply | None = None
+    """What Coze said to a look-up without a credential."""
+    clock_ahead_seconds: float | None = None
+    """How far this machine's clock is ahead of Coze's; None as long as that is not known."""
+    exchanges: dict[str, Exchanged] = field(default_factory=dict)
+    """What each app's token exchange came to, by whose they are, like ``tokens``."""
+
+    @property
+    def other_url(self) -> str | None:
+        """The other region's address, where this is one of Coze's own."""
+        return self.other_region.get(self.target.origin.partition("://")[2])

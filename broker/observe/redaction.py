@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-CREDENTIAL = re.compile(r"(?<![A-Za-z0-9])(pat_|sat_|czs_|czu_|cub_sk_|cub_pk_|cub_ss_|eyJ)[\w.~+/=-]{8,}")
+CREDENTIAL = re.compile(
+    r"(?<![A-Za-z0-9])(pat_|sat_|czs_|czu_|cztei_|cub_sk_|cub_pk_|cub_ss_|eyJ)[\w.~+/=-]{8,}"
+)
 """Coze's tokens, our keys, and JWTs, by what they begin with."""
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import email.utils
 import json
 import math
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Any, Literal
 
 from broker.errors import (
@@ -33,6 +31,7 @@ from broker.errors import (
     UpstreamUnreachable,
 )
 from broker.upstream.breaker import Outcome
+from broker.upstream.http_date import unix_seconds
 
 MAX_RETRY_AFTER_SECONDS = 60
 DEFAULT_RETRY_AFTER_SECONDS = 2
@@ -79,8 +78,10 @@ _OF_STATUS: dict[int, type[Refusal]] = {
 }
 _TOO_MUCH = (429, 4013)
 """Status and code that say: the account sends too much."""
-_STALE = frozenset({4100, 700012006})
-_LACKS_PERMISSION = 4101
+STALE = frozenset({4100, 700012006})
+"""Codes of a credential that Coze does not know, or no longer."""
+LACKS_PERMISSION = 4101
+"""Coze knows the credential, and finds a permission missing in it."""
 NOT_BY_COZE: dict[int, type[Refusal]] = {403: UpstreamRefused, 404: UpstreamRefused}
 """What a status means without Coze's JSON: a firewall or a proxy may have given it, which knows nothing of
 the credential. A 401 is not among them: RFC 9110 §15.5.2 leaves it to the server, and has 407 for proxies."""
@@ -94,7 +95,10 @@ _FAULTS = (
     UpstreamBusy,
     OutcomeUnknown,
 )
-_OUT_OF_CREDIT = frozenset({4011, 4019, 4020, 4022, 4027, 4028})
+OUT_OF_CREDIT = frozenset({4011, 4019, 4020, 4022, 4027, 4028})
+"""The account's credit or plan is used up."""
+IN_TROUBLE = frozenset(code for code, kind in _OF_CODE.items() if kind in (UpstreamBusy, UpstreamFailed))
+"""Coze has trouble, or too much to do."""
 _SENTENCES = {
     4101: "The broker's own credential lacks a permission at Coze. Tell the operator the request id.",
     4102: "Coze's risk control refused the file.",
@@ -116,7 +120,7 @@ def judge(call: Call, status: int, headers: Mapping[str, str], content: bytes) -
     """
     logid = logid_of(headers)
     body = _json_object(content)
-    code = None if body is None else _code(body)
+    code = None if body is None else code_of(body)
     if body is not None and code == 0 and status < 300:  # noqa: PLR2004 - HTTP's own border
         return Answer(body, logid)
     kind = _kind(call, status, code)
@@ -139,7 +143,7 @@ def is_of_credential(refusal: Refusal) -> bool:
     reply = refusal.reply
     if not isinstance(refusal, UpstreamCredentialRefused) or reply is None:
         return False
-    return reply.code in _STALE or (reply.status == 401 and reply.code != _LACKS_PERMISSION)  # noqa: PLR2004 - HTTP's own
+    return reply.code in STALE or (reply.status == 401 and reply.code != LACKS_PERMISSION)  # noqa: PLR2004 - HTTP's own
 
 
 def outcome_of(refusal: Refusal) -> Outcome:
@@ -171,7 +175,9 @@ def retry_after_seconds(value: str | None, now: float | None = None) -> int:
         return DEFAULT_RETRY_AFTER_SECONDS
     seconds = _number(value.strip(" \t"))
     if seconds is None:
-        seconds = _seconds_until(value, time.time() if now is None else now)
+        at = unix_seconds(value)
+        since = time.time() if now is None else now
+        seconds = DEFAULT_RETRY_AFTER_SECONDS if at is None else at - since
     return math.ceil(min(max(seconds, 1), MAX_RETRY_AFTER_SECONDS))
 
 
@@ -185,7 +191,7 @@ def _detail(kind: type[Refusal], code: int | None) -> str | None:
     """What is to be said instead of the refusal's own sentence."""
     if kind is NotFound:
         return "Coze knows no such file in this account."
-    if code in _OUT_OF_CREDIT:
+    if code in OUT_OF_CREDIT:
         return "Coze refused the file: the account's credit or plan is used up. Tell the operator."
     return _SENTENCES.get(code or 0)
 
@@ -213,7 +219,8 @@ def _json_object(content: bytes) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _code(body: dict[str, Any]) -> int | None:
+def code_of(body: Mapping[str, Any]) -> int | None:
+    """Coze's code in the JSON of an answer of its files API; None where there is none."""
     code = body.get("code")
     if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 12:  # noqa: PLR2004 - Coze's have nine
         return int(code)
@@ -229,13 +236,3 @@ def _message(body: dict[str, Any] | None, content: bytes) -> str:
 
 def _number(value: str) -> float | None:
     return float(value) if SECONDS.fullmatch(value) else None
-
-
-def _seconds_until(http_date: str, now: float) -> float:
-    try:
-        date = email.utils.parsedate_to_datetime(http_date)
-        if date.tzinfo is None:  # asctime's form, which is in GMT like the others
-            date = date.replace(tzinfo=UTC)
-        return date.timestamp() - now
-    except (ValueError, OverflowError):  # a year, or a zone, of twenty digits
-        return DEFAULT_RETRY_AFTER_SECONDS

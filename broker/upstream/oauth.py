@@ -105,10 +105,7 @@ class TokenExchange:
                 )
         except CLIENT_ERRORS as error:
             raise refusal_for(error) from error
-        token = _access_token(answered)
-        if token.expires_at <= self._now():
-            raise UpstreamBadAnswer(log=f"a token that expired at {token.expires_at}: is it a lifetime?")
-        return token
+        return access_token_of(answered, self._now())
 
 
 def make_assertion(app: OAuthApp, coze_host: str, now: float) -> str:
@@ -216,6 +213,18 @@ def _again(refusal: Refusal) -> Refusal:
         retry_after_seconds=refusal.retry_after_seconds,
         logid=refusal.logid,
     )
+
+
+def access_token_of(answered: Answered, now: float) -> AccessToken:
+    """The token that the endpoint's answer gives. Raises the refusal that it stands for where it gives none
+    that is still good ``now``, in Unix seconds.
+    """
+    token = _access_token(answered)
+    if token.expires_at <= now:
+        raise UpstreamBadAnswer(
+            log=f"a token that expired at {token.expires_at}: is it a lifetime?", reply=Reply(answered.status)
+        )
+    return token
 
 
 def _access_token(answered: Answered) -> AccessToken:
