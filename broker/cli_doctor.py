@@ -33,7 +33,9 @@ INTERRUPTED = 130
 
 def doctor(
     *,
-    upload: Annotated[bool, typer.Option("--upload", help="Upload one byte, and print its file_id.")] = False,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Upload one byte with each credential, and print its file_id.")
+    ] = False,
     doh: Annotated[
         str, typer.Option("--doh", help="Hold the system's DNS against this DNS-over-HTTPS server.")
     ] = "",

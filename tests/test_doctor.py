@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -986,17 +986,20 @@ def test_only_an_answer_of_cozes_says_that_a_credential_is_taken(
 WAF = {"Content-Type": "text/html; charset=utf-8", "Server": "Tengine"}
 
 
+JUDGES: dict[str, Callable[[Reply], Finding]] = {
+    "token": lambda reply: judged("X", reply, is_app=False, has_other_region=True),
+    "app": lambda reply: refused_app("X", Exchanged.by(reply)),
+    "browser's app": lambda reply: judged_browser("X", reply),
+    "upload": judged_upload,
+}
+
+
 @pytest.mark.parametrize(
     "finding",
     [
         pytest.param(judge(reply(status, None, WAF)), id=f"{name} {status}")
         for status in (401, 403)
-        for name, judge in {
-            "token": lambda reply: judged("X", reply, is_app=False, has_other_region=True),
-            "app": lambda reply: refused_app("X", Exchanged.by(reply)),
-            "browser's app": lambda reply: judged_browser("X", reply),
-            "upload": lambda reply: judged_upload(reply, has_other_region=True),
-        }.items()
+        for name, judge in JUDGES.items()
     ],
 )
 def test_a_refusal_that_is_not_cozes_says_nothing_of_the_credential(finding: Finding) -> None:

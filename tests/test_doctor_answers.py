@@ -369,12 +369,21 @@ async def test_an_app_of_the_browsers_that_may_not_upload_is_found(way: Way, san
         (200, 4101, "or is of the other region"),
         (200, 4102, "logid"),
         (404, 4000, "COZE_API_BASE"),
+        (401, 700012006, "See the step credential"),
     ],
 )
 def test_what_helps_where_coze_refuses_the_byte(status: int, code: int, words: str) -> None:
     finding = upload.judged(reply({"code": code, "msg": "no"}, status), has_other_region=True)
     assert finding.status == "failed"
     assert words in f"{finding.means} {finding.do}"
+
+
+def test_a_path_that_a_studio_does_not_have_is_no_matter_of_the_credential() -> None:
+    """All of them ask for a cookie; so does an upload at ``/v1/v1/files/upload``."""
+    finding = upload.judged(reply(COOKIE, 401))
+    assert finding.status == "failed"
+    assert "no such path" in finding.means
+    assert "COZE_API_BASE, its path" in finding.do
 
 
 async def test_a_warning_of_the_servers_credential_hides_nothing_of_the_browsers_app(

@@ -32,6 +32,7 @@ TROUBLE = "Coze has trouble, or too much to do."
 WAIT = "Wait, and try again."
 NO_CREDIT = "The account's credit or plan is used up."
 SEE_ACCOUNT = "See the account at Coze."
+NO_ENDPOINT = "There seems to be no token endpoint at this address: one refuses with an error_code."
 UNTOLD = "whether it may upload is told by --upload alone"
 
 
@@ -155,7 +156,7 @@ def _no_endpoint(name: str, done: Exchanged, facts: dict[str, Any], *, may_be_cl
     do = (
         "Check COZE_API_BASE, its path too. A Coze Studio has no OAuth: set COZE_API_TOKEN there, and no app."
     )
-    return failed(found, "There is no token endpoint at this address.", do, **facts)
+    return failed(found, NO_ENDPOINT, do, **facts)
 
 
 # --- the browser's app ----------------------------------------------------------------------------------
