@@ -33,7 +33,7 @@ class CallFailedError(Exception):
 class Reply:
     """An answer, whole. What it says is shown without what is ``hidden``."""
 
-    answered: Answered
+    answered: Answered = field(repr=False)
     seconds: float
     hidden: tuple[str, ...] = field(default=(), repr=False)
 
