@@ -314,8 +314,8 @@ def test_a_resolver_that_never_answers(folder: Path) -> None:
 def test_a_machine_that_gives_no_socket_for_ipv6_has_no_way_there() -> None:
     """As a kernel without IPv6; here no further file may be open."""
     code = (
-        "import resource; from broker.doctor.dns import has_ipv6_route; "
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); print(has_ipv6_route())"
+        "import resource; from broker.doctor.dns import has_route; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); print(has_route(['2400:da00::1']))"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

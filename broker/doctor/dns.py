@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import socket
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx
-
-from broker.doctor.connecting import trouble_of
+from broker.doctor.connecting import SILENT, trouble_of
 from broker.doctor.finding import Finding, failed, ok, warning
 from broker.doctor.way import Way
-from broker.errors import Refusal
-from broker.settings.hosts import LOOPBACK, canonical, is_localhost
+from broker.settings.hosts import LOOPBACK, canonical, is_address, is_localhost
 from broker.upstream.address_ranges import kind_of
-from broker.upstream.client import CLIENT_ERRORS, call
+from broker.upstream.client import CLIENT_ERRORS
+from broker.upstream.resolver import with_scope
 from broker.upstream.way import Way as UpstreamWay
 
-DOH_TYPE = "application/dns-message"
+if TYPE_CHECKING:
+    from broker.upstream.doh import DnsError
+
 MAX_SHOWN = 6
 MAX_ADDRESSES = 16
 USE_DOH = (
     "Set UPSTREAM_DOH_URL to a DNS-over-HTTPS resolver that you trust, or write Coze's address into "
     "UPSTREAM_HOSTS, or mend the resolver of this machine."
 )
+USE_DOH_BY_ADDRESS = (
+    "Set UPSTREAM_DOH_URL to a DNS-over-HTTPS resolver that you trust, by its IP address (its name would be "
+    "looked up in the same way, unless UPSTREAM_HOSTS has it), or write Coze's address into UPSTREAM_HOSTS, "
+    "or mend the resolver of this machine."
+)
+OTHER_DOH = (
+    "Take another UPSTREAM_DOH_URL, by its IP address, or none; or write Coze's address into UPSTREAM_HOSTS."
+)
+USE_PROXY = "If browsers here go through a proxy, set UPSTREAM_PROXY."
 _TROUBLE = {
     "nxdomain": "there is no such name",
     "empty": "the name has no address",
@@ -55,16 +63,29 @@ class Asked:
     host: str
     system: Answers
     doh: Answers | None
-    """None where none was asked."""
-    doh_decides: bool
-    """Whether the broker itself asks it."""
+    """Of the broker's own DNS over HTTPS, by which it goes; None where it has none."""
+    compared: Answers | None
+    """Of another one, which the broker does not ask; None where none was named."""
     may_be_private: bool
-    has_ipv6_route: bool
 
     @property
     def used(self) -> Answers:
         """What the broker would go by."""
-        return self.doh if self.doh_decides and self.doh is not None else self.system
+        return self.system if self.doh is None else self.doh
+
+    @property
+    def others(self) -> dict[str, Answers]:
+        """What else was said, by who said it."""
+        said = {"the system": None if self.doh is None else self.system, self.name_of_compared: self.compared}
+        return {name: answers for name, answers in said.items() if answers is not None}
+
+    @property
+    def name_of_used(self) -> str:
+        return "the system" if self.doh is None else "DNS over HTTPS"
+
+    @property
+    def name_of_compared(self) -> str:
+        return "DNS over HTTPS" if self.doh is None else "--doh"
 
     @property
     def usable(self) -> tuple[str, ...]:
@@ -85,105 +106,123 @@ async def examine(way: Way) -> Finding:
         return ok(fixed[1], addresses=list(fixed[0]))
     asked = await _ask(way)
     way.addresses = asked.usable[:MAX_ADDRESSES]
-    way.doh_addresses = asked.usable_of(asked.doh)[:MAX_ADDRESSES]
-    finding = judged(asked)
-    if finding.status == "failed" and way.proxy is not None and way.proxy.resolves_names:
-        return warning(
-            finding.found,
-            f"{finding.means} The proxy resolves the name, so that does no harm.",
-            **finding.facts,
-        )
-    return finding
+    way.compared_addresses = asked.usable_of(asked.compared)[:MAX_ADDRESSES]
+    way.may_be_lied_to = asked.doh is None and asked.compared is None
+    # A proxy goes to the addresses, or finds others: this machine need not get there.
+    finding = judged(asked, has_route=way.proxy is not None or has_route(asked.usable))
+    if way.proxy is None or not way.proxy.resolves_names or finding.status == "ok":
+        return finding
+    means = f"{finding.means} The proxy resolves the name, so that does no harm."
+    return warning(finding.found, means.strip(), **finding.facts)
 
 
-def judged(asked: Asked) -> Finding:
-    """What the answers mean."""
+def judged(asked: Asked, *, has_route: bool = True) -> Finding:
+    """What the answers mean. ``has_route``: whether the system knows a way to any of the addresses."""
     facts = _facts(asked)
     if not asked.used.addresses:
         return _nothing(asked, facts)
     if not asked.usable:
         return _poisoned(asked, facts)
-    if not asked.has_ipv6_route and all(":" in each for each in asked.used.addresses):
+    if not has_route and _is_ipv6_alone(asked):
         return failed(
             f"{asked.host} has IPv6 addresses only: {asked.used}",
-            "This machine has no route to the IPv6 internet.",
+            "This machine has no route to them.",
             "Give the machine IPv6, set UPSTREAM_PROXY, or write an IPv4 address into UPSTREAM_HOSTS.",
             **facts,
         )
     return _good(asked, facts)
 
 
+def _is_ipv6_alone(asked: Asked) -> bool:
+    return all(":" in each for each in asked.used.addresses)
+
+
 def _nothing(asked: Asked, facts: dict[str, Any]) -> Finding:
-    who = "DNS over HTTPS" if asked.doh_decides else "The system's resolver"
+    who = "The system's resolver" if asked.doh is None else "DNS over HTTPS"
     found = f"{who} has no address for {asked.host}: {asked.used}"
-    other = asked.system if asked.doh_decides else asked.doh
-    if other is not None and other.addresses:
+    cure = OTHER_DOH if asked.doh is not None else USE_DOH
+    other = next((each for each in asked.others.values() if each.addresses), None)
+    if other is not None:
         found += f"; another resolver says {other}"
-        means = "The resolver that the broker asks is wrong or kept off."
-        do = "Take another UPSTREAM_DOH_URL, or none." if asked.doh_decides else USE_DOH
-        return failed(found, means, do, **facts)
+        return failed(found, "The resolver that the broker asks is wrong or kept off.", cure, **facts)
     if asked.used.trouble in ("nxdomain", "empty"):
         means = "COZE_API_BASE is misspelt, or a resolver on the way hides the name."
-        return failed(
-            found, means, f"Check COZE_API_BASE. Ask another resolver: --doh URL. {USE_DOH}", **facts
-        )
-    return failed(found, "Names can't be resolved from this machine.", USE_DOH, **facts)
+        do = f"Check COZE_API_BASE. Ask another resolver: --doh URL. {cure} {USE_PROXY}"
+        return failed(found, means, do, **facts)
+    do = OTHER_DOH if asked.doh is not None else USE_DOH_BY_ADDRESS
+    return failed(found, "Names can't be resolved from this machine.", f"{do} {USE_PROXY}", **facts)
 
 
 def _poisoned(asked: Asked, facts: dict[str, Any]) -> Finding:
     kinds = {address: kind_of(address) for address in asked.used.addresses}
     said = _listed(f"{address} ({kind})" for address, kind in kinds.items())
     found = f"{asked.host} is said to be {said}, which is no public address"
-    if asked.doh is not None and not asked.doh_decides:
-        found += f"; DNS over HTTPS says {asked.doh}"
+    if asked.compared is not None:
+        found += f"; {asked.name_of_compared} says {asked.compared}"
     if "benchmarking" in kinds.values():
-        return failed(
-            found,
-            "A local proxy program (Clash, sing-box …) answers in place of DNS with made-up addresses, and "
-            "takes connections to them; the broker goes to no such address.",
-            "Set UPSTREAM_PROXY to that program's port, or UPSTREAM_DOH_URL; or name the host in "
-            "UPSTREAM_PRIVATE_HOSTS if it is meant to be so.",
-            **facts,
-        )
+        return failed(found, *_made_up(asked), **facts)
     return failed(
         found,
         "The answer is poisoned, or the name is one of your own network. The broker goes to private "
         "addresses only if it is told to.",
-        f"{USE_DOH} If the host is your own, name it in UPSTREAM_PRIVATE_HOSTS.",
+        f"{USE_DOH if asked.doh is None else OTHER_DOH} If the host is your own, name it in "
+        "UPSTREAM_PRIVATE_HOSTS.",
         **facts,
+    )
+
+
+def _made_up(asked: Asked) -> tuple[str, str]:
+    means = (
+        "A local proxy program (Clash, sing-box …) answers in place of DNS with made-up addresses, and takes "
+        "connections to them; the broker goes to no such address."
+    )
+    doh = "UPSTREAM_DOH_URL" if asked.doh is None else "another UPSTREAM_DOH_URL"
+    return means, (
+        f"Set UPSTREAM_PROXY to that program's port, or {doh}; or name the host in UPSTREAM_PRIVATE_HOSTS if "
+        "it is meant to be so."
     )
 
 
 def _good(asked: Asked, facts: dict[str, Any]) -> Finding:
     found = f"{asked.host} is {asked.used}"
-    if asked.doh is not None and not asked.doh.addresses:
-        means = f"DNS over HTTPS did not help: {asked.doh}. The broker does not ask it."
+    if asked.compared is not None and not asked.compared.addresses:
+        means = f"{asked.name_of_compared} did not help: {asked.compared}. The broker does not ask it."
         return warning(found, means, "Try another --doh URL.", **facts)
-    if not asked.system.addresses or (
-        asked.doh and not set(asked.doh.addresses) & set(asked.system.addresses)
-    ):
-        return warning(
-            f"The resolvers disagree: the system says {asked.system}, DNS over HTTPS says {asked.doh}",
-            "The system's answer is poisoned, or they were given different servers of Coze's. A server that "
-            "is not Coze's can't pass the step tls.",
-            "" if asked.doh_decides else "If a later step fails, go by DNS over HTTPS: set UPSTREAM_DOH_URL.",
-            **facts,
-        )
+    if disagreeing := _disagreeing(asked):
+        return _disagreement(asked, disagreeing, facts)
     if odd := sorted(set(asked.used.addresses) - set(asked.usable)):
         return warning(found, f"{_listed(odd)} is no public address; the broker leaves it out.", **facts)
-    if all(":" in each for each in asked.used.addresses):
+    if _is_ipv6_alone(asked):
         return warning(found, "It has IPv6 addresses only.", "", **facts)
     return ok(found, **facts)
 
 
+def _disagreeing(asked: Asked) -> list[str]:
+    used = set(asked.used.addresses)
+    return [name for name, answers in asked.others.items() if not used & set(answers.addresses)]
+
+
+def _disagreement(asked: Asked, names: list[str], facts: dict[str, Any]) -> Finding:
+    said = {asked.name_of_used: asked.used} | {name: asked.others[name] for name in names}
+    doubted = "The system's answer" if "the system" in said else "An answer"
+    by_other = asked.name_of_compared in names
+    do = "If a later step fails, go by the other: set UPSTREAM_DOH_URL to it." if by_other else ""
+    return warning(
+        f"The resolvers disagree: {', '.join(f'{name} says {answers}' for name, answers in said.items())}",
+        f"{doubted} is poisoned, or they were given different servers of Coze's. A server that is not Coze's "
+        "can't pass the step tls.",
+        do,
+        **facts,
+    )
+
+
 def _facts(asked: Asked) -> dict[str, Any]:
-    return {
-        "system": list(asked.system.addresses),
-        "system_trouble": asked.system.trouble or None,
-        "doh": None if asked.doh is None else list(asked.doh.addresses),
-        "doh_trouble": None if asked.doh is None else asked.doh.trouble or None,
-        "used": "doh" if asked.doh_decides else "system",
+    said = {"system": asked.system, "doh": asked.doh, "compared": asked.compared}
+    addresses = {name: None if each is None else list(each.addresses) for name, each in said.items()}
+    troubles = {
+        f"{name}_trouble": None if each is None else each.trouble or None for name, each in said.items()
     }
+    return {**addresses, **troubles, "used": "system" if asked.doh is None else "doh"}
 
 
 def _listed(addresses: Iterable[str]) -> str:
@@ -198,7 +237,7 @@ def _listed(addresses: Iterable[str]) -> str:
 def _fixed(way: Way) -> tuple[tuple[str, ...], str] | None:
     """Addresses that nobody has to be asked for, and where they come from."""
     host = way.target.host
-    if way.target.address is not None:
+    if is_address(host):
         return (host,), f"{host} is an address, and needs no DNS"
     by_hand = way.settings.upstream_hosts.get(canonical(host))
     if by_hand:
@@ -209,18 +248,13 @@ def _fixed(way: Way) -> tuple[tuple[str, ...], str] | None:
 async def _ask(way: Way) -> Asked:
     host = way.target.host
     own = way.settings.upstream_doh_url
-    url = way.doh_url or own
-    system, doh = await asyncio.gather(
-        system_answers(host, way.wait_seconds), _doh(way, url, host) if url else _nobody()
+    system, doh, compared = await asyncio.gather(
+        system_answers(host, way.wait_seconds),
+        _doh(way, own, host) if own else _nobody(),
+        _doh(way, way.doh_url, host) if way.doh_url not in ("", own) else _nobody(),
     )
-    return Asked(
-        host=host,
-        system=system,
-        doh=doh,
-        doh_decides=bool(own) and url == own,
-        may_be_private=canonical(host) in way.settings.upstream_private_hosts,
-        has_ipv6_route=has_ipv6_route(),
-    )
+    may_be_private = canonical(host) in way.settings.upstream_private_hosts
+    return Asked(host, system, doh, compared, may_be_private)
 
 
 async def _nobody() -> None:
@@ -252,6 +286,9 @@ async def system_answers(host: str, wait_seconds: float) -> Answers:
 
 
 def _resolved(host: str) -> Answers:
+    """Of both families, even where this machine has no address of one (the broker's own ``AI_ADDRCONFIG``):
+    else a name with IPv6 addresses alone would be told as one that has none.
+    """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
@@ -259,69 +296,45 @@ def _resolved(host: str) -> Answers:
         return Answers(trouble=trouble)
     except (OSError, UnicodeError):
         return Answers(trouble="failed")
-    return Answers(tuple(dict.fromkeys(str(each[4][0]) for each in found)))
+    return Answers(tuple(dict.fromkeys(with_scope(address) for *_, address in found)))
 
 
 async def _doh(way: Way, url: str, host: str) -> Answers:
-    """By the broker's own kind of client: its fixed addresses, its authorities."""
-    server = canonical(urlsplit(url).hostname or "")
+    """As the broker asks: by its fixed addresses, its authorities, and what it takes for an answer."""
+    from broker.upstream.doh import DnsError
+
     settings = way.settings
-    line = UpstreamWay(settings.upstream_hosts, private_hosts=(server,), ca_file=settings.upstream_ca_file)
-    client = line.client(
-        url,
-        connect_timeout_seconds=way.wait_seconds,
-        read_timeout_seconds=way.wait_seconds,
-        counted_as="doctor_dns",
-    )
-    async with client:
-        asked = (_doh_answers(client, url, host, kind, way.wait_seconds) for kind in ("A", "AAAA"))
-        both = await asyncio.gather(*asked)
-    addresses = tuple(address for each in both for address in each.addresses)
-    return Answers(addresses, "" if addresses else both[0].trouble)
-
-
-async def _doh_answers(
-    client: httpx.AsyncClient, url: str, host: str, kind: str, wait_seconds: float
-) -> Answers:
-    """Of one family; the broker, too, goes by the one when there is no answer for the other."""
+    line = UpstreamWay(hosts=settings.upstream_hosts, doh_url=url, ca_file=settings.upstream_ca_file)
+    lookup = line.lookup(way.wait_seconds, "doctor_dns")
     try:
-        async with asyncio.timeout(wait_seconds):
-            return await _doh_query(client, url, host, kind)
+        async with asyncio.timeout(way.wait_seconds):
+            return Answers(tuple(await lookup(host)))
     except TimeoutError:
         return Answers(trouble="silent")
-    except CLIENT_ERRORS as error:
-        return Answers(trouble=f"{urlsplit(url).hostname} can't be asked ({trouble_of(error)})")
-    except (Refusal, ValueError):
-        return Answers(trouble=f"what {urlsplit(url).hostname} answers is not DNS")
+    except DnsError as error:
+        return Answers(trouble=_trouble_of(error, urlsplit(url).hostname or ""))
+    finally:
+        await lookup.aclose()
 
 
-async def _doh_query(client: httpx.AsyncClient, url: str, host: str, kind: str) -> Answers:
-    """One question (RFC 8484 §4.1). Raises ``ValueError`` for what is no answer to it."""
-    import dns.exception
-    import dns.message
-    import dns.rcode
-
-    try:
-        query = dns.message.make_query(host, kind, id=0).to_wire()
-        asked = {"dns": base64.urlsafe_b64encode(query).rstrip(b"=").decode()}  # by GET, as the broker does
-        answered = await call(client, "GET", url, params=asked, headers={"Accept": DOH_TYPE})
-        message = dns.message.from_wire(answered.content)
-        if answered.status != httpx.codes.OK or not isinstance(message, dns.message.QueryMessage):
-            raise ValueError(f"status {answered.status}")
-        if message.rcode() != dns.rcode.NOERROR:
-            return Answers(trouble="nxdomain" if message.rcode() == dns.rcode.NXDOMAIN else "failed")
-        rows = message.resolve_chaining().answer
-    except dns.exception.DNSException as error:
-        raise ValueError("no DNS message") from error
-    found = () if rows is None else tuple(row.to_text() for row in rows)
-    return Answers(found, "" if found else "empty")
+def _trouble_of(error: DnsError, server: str) -> str:
+    if error.trouble == "not DNS":
+        return f"what {server} answers is not DNS"
+    if error.trouble != "failed" or not isinstance(error.__cause__, CLIENT_ERRORS):
+        return error.trouble
+    word = trouble_of(error.__cause__)
+    return "silent" if word == SILENT else f"{server} can't be asked ({word})"
 
 
-def has_ipv6_route() -> bool:
-    """Whether the system knows a way to the IPv6 internet; nothing is sent to find out."""
+def has_route(addresses: Iterable[str]) -> bool:
+    """Whether the system knows a way to any of these addresses; nothing is sent to find out."""
+    return any(_is_routed(each) for each in addresses)
+
+
+def _is_routed(address: str) -> bool:
     try:  # a kernel without IPv6 gives no such socket
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.connect(("2001:4860:4860::8888", 53))
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 443))
     except OSError:
         return False
     return True

@@ -31,16 +31,20 @@ async def examine(way: Way) -> Finding:
     if not way.addresses and way.proxy is not None:
         return skipped("no address is known, and the proxy needs none")
     attempts = await _try(way, way.addresses)
-    others = [each for each in way.doh_addresses if each not in attempts]
+    others = [each for each in way.compared_addresses if each not in attempts]
     works_elsewhere = not _open(attempts) and bool(_open(await _try(way, others)))
-    finding = judged(way.target.port, attempts, works_elsewhere=works_elsewhere)
+    finding = judged(
+        way.target.port, attempts, works_elsewhere=works_elsewhere, may_be_lied_to=way.may_be_lied_to
+    )
     way.addresses = tuple(sorted(way.addresses, key=lambda each: bool(attempts[each].trouble)))
     if finding.status == "failed" and way.proxy:
         return warning(finding.found, "A proxy applies, so nothing goes this way.", **finding.facts)
     return finding
 
 
-def judged(port: int, attempts: Attempts, *, works_elsewhere: bool = False) -> Finding:
+def judged(
+    port: int, attempts: Attempts, *, works_elsewhere: bool = False, may_be_lied_to: bool = False
+) -> Finding:
     """What the attempts mean."""
     shown = "; ".join(f"{address}: {attempt}" for address, attempt in attempts.items())
     found = f"port {port}: {shown}"
@@ -53,12 +57,13 @@ def judged(port: int, attempts: Attempts, *, works_elsewhere: bool = False) -> F
     }
     working = _open(attempts)
     if not working:
-        means, do = _why(port, {each.trouble for each in attempts.values()})
+        troubles = {each.trouble for each in attempts.values()}
+        means, do = _why(port, troubles)
         if works_elsewhere:
-            means = (
-                "The addresses from DNS over HTTPS can be reached: the system's answer is poisoned or stale."
-            )
-            do = "Set UPSTREAM_DOH_URL, or write a working address into UPSTREAM_HOSTS."
+            means = "The addresses from --doh can be reached: the resolver's answer is poisoned or stale."
+            do = "Set UPSTREAM_DOH_URL to that of --doh, or write a working address into UPSTREAM_HOSTS."
+        elif may_be_lied_to and troubles & {REFUSED, SILENT}:
+            do = f"{do[:-1]}; or DNS lies: compare with --doh URL."
         return failed(found, means, do, **facts)
     if all(each.trouble in ("", NO_ROUTE) for each in attempts.values()):
         return ok(found, **facts)  # most machines have one of IPv4 and IPv6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from broker.settings import Settings, web_address
+from broker.settings.hosts import canonical
 from broker.settings.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -37,15 +37,7 @@ class Target:
         """Raises ``ValueError`` for what is no address like ``https://host[:port]``."""
         parts = web_address(url)
         is_tls = parts.scheme == "https"
-        return cls(parts.hostname or "", parts.port or (443 if is_tls else 80), is_tls)
-
-    @property
-    def address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-        """The host, where it is an address."""
-        try:
-            return ipaddress.ip_address(self.host)
-        except ValueError:
-            return None
+        return cls(canonical(parts.hostname or ""), parts.port or (443 if is_tls else 80), is_tls)
 
     @property
     def origin(self) -> str:
@@ -67,8 +59,10 @@ class Way:
 
     addresses: tuple[str, ...] = ()
     """Of the host, in the order in which the broker would try them."""
-    doh_addresses: tuple[str, ...] = ()
-    """Others that DNS over HTTPS told, for a look at whether they can be reached."""
+    compared_addresses: tuple[str, ...] = ()
+    """Others, of a DNS server that the broker does not ask, for a look at whether they can be reached."""
+    may_be_lied_to: bool = False
+    """Whether the addresses are the word of one resolver, which nobody was asked to confirm."""
     client: httpx.AsyncClient | None = None
     """The broker's own client: lent by a broker that runs, else made once the way is open."""
     is_lent: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from typing import Literal
 
 import dns.exception
 import dns.message
@@ -19,6 +20,27 @@ OTHER_FAMILY_SECONDS = 0.5
 """How long the second family's answer is waited for once the first has come with addresses (RFC 8305 §3)."""
 
 
+Trouble = Literal["nxdomain", "empty", "failed", "not DNS"]
+
+
+class DnsError(OSError):
+    """No address by DNS over HTTPS. Where the server could not be asked, that is ``__cause__``."""
+
+    def __init__(self, host: str, trouble: Trouble, said: str) -> None:
+        super().__init__(None, f"DNS over HTTPS for {host}: {said}")
+        self.trouble = trouble
+        """No such name, a name without addresses, an error of the server's or of the way to it, or an answer
+        that is none to the question."""
+
+
+class _RcodeError(ValueError):
+    """The server answers with an error of DNS's own."""
+
+    def __init__(self, code: dns.rcode.Rcode) -> None:
+        super().__init__(dns.rcode.to_text(code))
+        self.code = code
+
+
 class DohLookup:
     """Asks the server at ``url``, through ``client``. There is no falling back on the system's resolver: it
     is not asked because it is not believed.
@@ -29,7 +51,7 @@ class DohLookup:
         self._url = url
 
     async def __call__(self, host: str) -> list[str]:
-        """The addresses of a host, both families. Raises ``OSError``."""
+        """The addresses of a host, both families. Raises ``DnsError``, or ``TimeoutError``."""
         asked = [asyncio.create_task(self._ask(host, kind)) for kind in KINDS]
         try:
             return await _addresses_of(host, asked)
@@ -57,7 +79,7 @@ class DohLookup:
             raise
         except (*CLIENT_ERRORS, dns.exception.DNSException, UpstreamBadAnswer, ValueError) as error:
             said = getattr(error, "log", None) or f"{type(error).__name__}: {error}"
-            raise OSError(None, f"DNS over HTTPS for {host}: {said}") from error
+            raise DnsError(host, _trouble(error), said) from error
 
 
 async def _addresses_of(host: str, asked: list[asyncio.Task[list[str]]]) -> list[str]:
@@ -71,7 +93,13 @@ async def _addresses_of(host: str, asked: list[asyncio.Task[list[str]]]) -> list
     addresses = [address for task in answered if task.exception() is None for address in task.result()]
     if addresses:
         return addresses
-    raise failures[0] if failures else OSError(None, f"DNS over HTTPS: {host} has no address")
+    raise failures[0] if failures else DnsError(host, "empty", "it has no address")
+
+
+def _trouble(error: BaseException) -> Trouble:
+    if isinstance(error, _RcodeError):
+        return "nxdomain" if error.code == dns.rcode.NXDOMAIN else "failed"
+    return "failed" if isinstance(error, CLIENT_ERRORS) else "not DNS"
 
 
 def _message(answered: Answered) -> dns.message.Message:
@@ -85,7 +113,7 @@ def _addresses(query: dns.message.QueryMessage, message: dns.message.Message) ->
     """What the answer says of the name that was asked for, by way of its other names (CNAME)."""
     if not isinstance(message, dns.message.QueryMessage) or not query.is_response(message):
         raise ValueError("the answer is to another question")
-    if message.rcode() not in (dns.rcode.NOERROR,):
-        raise ValueError(dns.rcode.to_text(message.rcode()))
+    if message.rcode() != dns.rcode.NOERROR:
+        raise _RcodeError(message.rcode())
     found = message.resolve_chaining().answer
     return [] if found is None else [each.to_text() for each in found]

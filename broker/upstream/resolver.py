@@ -112,13 +112,13 @@ class SystemLookup:
             found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
         except UnicodeError as error:
             raise OSError(None, f"{host[:60]!r} is no name that DNS can have") from error
-        return list(dict.fromkeys(_with_scope(address) for *_, address in found))
+        return list(dict.fromkeys(with_scope(address) for *_, address in found))
 
     async def aclose(self) -> None:
         """Nothing is open."""
 
 
-def _with_scope(address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> str:
+def with_scope(address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> str:
     """An IPv6 address in a link's own range is of use with its scope alone."""
     host, scope = str(address[0]), address[3] if len(address) > 3 else 0  # noqa: PLR2004 - IPv6's fourth
     return f"{host}%{scope}" if scope and "%" not in host else host

@@ -59,7 +59,7 @@ class Way:
 
     def _connector(self, connect_timeout_seconds: float, counted_as: str) -> Connector:
         resolver = Resolver(
-            self._lookup(connect_timeout_seconds),
+            None if self._is_looked_up_by_proxy else self.lookup(connect_timeout_seconds),
             hosts=self.hosts,
             private_hosts=self.private_hosts,
             own_hosts=() if self.proxy is None else (canonical(self.proxy.host),),
@@ -74,9 +74,15 @@ class Way:
 
         return SocksConnector(self.proxy, resolver, context, connect_timeout_seconds=connect_timeout_seconds)
 
-    def _lookup(self, connect_timeout_seconds: float) -> Lookup | None:
-        if self.proxy is not None and self.proxy.resolves_names:
-            return None
+    @property
+    def _is_looked_up_by_proxy(self) -> bool:
+        return self.proxy is not None and self.proxy.resolves_names
+
+    def lookup(self, timeout_seconds: float, counted_as: str = "dns") -> Lookup:
+        """Who is asked for addresses wherever no proxy finds them; to be closed by whoever calls. The
+        connections of DNS over HTTPS have ``timeout_seconds``, and their name in snapshots. Must be made
+        inside the event loop.
+        """
         if not self.doh_url:
             return SystemLookup()
         from broker.upstream.doh import DohLookup  # noqa: PLC0415 - it needs dnspython, which takes its time
@@ -86,9 +92,9 @@ class Way:
         way = Way(hosts=self.hosts, private_hosts=(host,), ca_file=self.ca_file)
         client = way.client(
             self.doh_url,
-            connect_timeout_seconds=connect_timeout_seconds,
-            read_timeout_seconds=connect_timeout_seconds,
-            counted_as="dns",
+            connect_timeout_seconds=timeout_seconds,
+            read_timeout_seconds=timeout_seconds,
+            counted_as=counted_as,
         )
         return DohLookup(client, self.doh_url)
 
