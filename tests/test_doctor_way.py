@@ -25,7 +25,7 @@ from tests.support.doctor import (
     serving_on,
     with_tls,
 )
-from tests.support.network import DohServer, Network, SocksProxy, doh_answer
+from tests.support.network import ConnectProxy, DohServer, Network, SocksProxy, answer, doh_answer
 from tests.support.sandbox_control import SandboxControl
 from tests.test_doctor import PUBLIC, Here, assert_ends_at, closed_port, in_namespace, lied_to
 
@@ -194,3 +194,91 @@ def test_an_address_in_the_old_way_of_writing_is_asked_of_nobody(here: Here) -> 
         diagnosis = diagnose(env, cwd=here.folder)
     assert diagnosis["dns"]["found"] == "127.1 is an address, and needs no DNS"
     assert diagnosis["tcp"]["status"] == "ok", diagnosis.printed
+
+
+# --- the proxy ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
+def test_a_proxys_own_name_is_found_in_the_settings(here: Here, network: Network, scheme: str) -> None:
+    """No DNS knows it; its certificate must be the name's all the same."""
+    tls = here.authority.context("proxy.test") if scheme == "https" else None
+    with serving(here.good()) as server:
+        target = f"127.0.0.1:{server.port}"
+        proxy = SocksProxy(names={target: server.port}) if scheme == "socks5h" else ConnectProxy(names=None)
+        url = f"{scheme}://proxy.test:{network.serve(proxy, tls)}"
+        names = f"{HOST}=127.0.0.1, proxy.test=127.0.0.9 127.0.0.1"
+        env = here.environment(server.port, UPSTREAM_PROXY=url, UPSTREAM_HOSTS=names)
+        diagnosis = diagnose(env, cwd=here.folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert target in proxy.asked
+
+
+def test_the_certificate_of_a_proxy_is_its_names(here: Here, network: Network) -> None:
+    port = network.serve(ConnectProxy(names=None), here.authority.context("127.0.0.1"))
+    hosts = f"{HOST}=127.0.0.1, proxy.test=127.0.0.1"
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"https://proxy.test:{port}", UPSTREAM_HOSTS=hosts)
+    assert_ends_at(diagnosis, "proxy", 13, "certificate does not verify")
+
+
+@pytest.mark.parametrize(
+    ("schemes", "words"),
+    [
+        (["Basic realm=x"], "or it wants NTLM or Kerberos, which the broker does not speak"),
+        (["Negotiate", "NTLM"], "It wants NTLM or Kerberos, which the broker does not speak"),
+        (["Negotiate", "basic"], "or it wants NTLM or Kerberos"),
+        ([], "or it wants NTLM or Kerberos"),
+    ],
+    ids=lambda value: "+".join(value) or "none" if isinstance(value, list) else "",
+)
+def test_a_proxy_that_wants_another_kind_of_password(
+    here: Here, network: Network, schemes: list[str], words: str
+) -> None:
+    headers = [f"Proxy-Authenticate: {each}" for each in schemes]
+    says = answer(b"", *headers, status="407 Proxy Authentication Required")
+    port = network.serve(ConnectProxy(says=says))
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"http://user:SECRET-1@127.0.0.1:{port}")
+    assert_ends_at(diagnosis, "proxy", 13, "asks for a password", words, "cntlm")
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_a_name_of_a_proxys_user_may_have_any_letters(here: Here, network: Network) -> None:
+    """As the broker sends it: in UTF-8."""
+    port = network.serve(ConnectProxy(names=None))
+    diagnosis = here.diagnose(here.good(), UPSTREAM_PROXY=f"http://%E7%8E%8B:p%C5%82@127.0.0.1:{port}")
+    assert diagnosis.exit_code == 0, diagnosis.printed
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy"])
+def test_a_proxy_for_plain_http_alone_is_told_of(here: Here, name: str) -> None:
+    diagnosis = here.diagnose(here.good(), **{name: "http://proxy.test:3128"})
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    assert diagnosis["proxy"]["status"] == "warning"
+    assert "for plain http, and Coze is https" in diagnosis["proxy"]["means"]
+    assert "UPSTREAM_PROXY" in advice_of(diagnosis, "proxy")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"NO_PROXY": HOST}, {"UPSTREAM_PROXY": "none"}], ids=["NO_PROXY", "none"]
+)
+def test_a_proxy_for_plain_http_is_not_told_of_where_none_is_wanted(
+    here: Here, settings: dict[str, str]
+) -> None:
+    diagnosis = here.diagnose(here.good(), HTTP_PROXY="http://proxy.test:3128", **settings)
+    assert diagnosis["proxy"]["status"] == "ok"
+
+
+def test_a_proxys_variable_in_the_env_file_is_told_of(here: Here) -> None:
+    """It is read for the broker's own settings alone."""
+    (here.folder / ".env").write_text("HTTPS_PROXY=http://user:SECRET@proxy.test:3128\n")
+    diagnosis = here.diagnose(here.good())
+    assert diagnosis["proxy"]["status"] == "warning", diagnosis.printed
+    assert "HTTPS_PROXY stands in .env" in diagnosis["proxy"]["found"]
+    assert "UPSTREAM_PROXY" in advice_of(diagnosis, "proxy")
+    assert "SECRET" not in diagnosis.printed
+
+
+def test_a_proxy_by_the_environment_must_be_in_the_services(here: Here, network: Network) -> None:
+    port = network.serve(ConnectProxy(names=None))
+    diagnosis = here.diagnose(here.good(), HTTPS_PROXY=f"http://127.0.0.1:{port}")
+    assert "in its own environment" in diagnosis["proxy"]["means"]

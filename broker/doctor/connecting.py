@@ -15,9 +15,7 @@ import aiohttp
 import httpx
 
 from broker.doctor.way import Way
-from broker.settings.hosts import canonical
 from broker.upstream import tls
-from broker.upstream.race import first_of
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REFUSED, SILENT, NO_ROUTE, DENIED = "refused", "no answer", "no route", "not allowed here"
@@ -83,13 +81,14 @@ def looking() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def opened(way: Way) -> AsyncIterator[Stream]:
-    """A connection to Coze's port, the way that the broker would go; closed at the end.
+async def opened(way: Way, heard: bytearray | None = None) -> AsyncIterator[Stream]:
+    """A connection to Coze's port, the way that the broker would go; closed at the end. What an HTTP proxy
+    answers is put into ``heard``.
 
     Raises ``OSError``, ``TimeoutError``, or ``python_socks.ProxyError``.
     """
     async with asyncio.timeout(way.wait_seconds):
-        reader, writer = await (_direct(way) if way.proxy is None else through_proxy(way))
+        reader, writer = await (_direct(way) if way.proxy is None else _through(way, heard))
     try:
         yield reader, writer
     finally:
@@ -98,37 +97,10 @@ async def opened(way: Way) -> AsyncIterator[Stream]:
             await writer.wait_closed()
 
 
-async def through_proxy(way: Way) -> Stream:
-    """A connection by way of the proxy that applies. Raises what the library raises: ``ProxyError`` …"""
-    from python_socks import ProxyType
-    from python_socks.async_.asyncio.v2 import Proxy
+async def _through(way: Way, heard: bytearray | None) -> Stream:
+    from broker.doctor.proxy_line import through_proxy  # few have a proxy, and this brings its library
 
-    applies = way.settings.coze_proxy
-    if applies is None:
-        raise ValueError("no proxy applies")
-    proxy = Proxy(
-        ProxyType.SOCKS5 if applies.is_socks else ProxyType.HTTP,
-        applies.host,
-        applies.port,
-        applies.username,
-        applies.password,
-        rdns=applies.resolves_names if applies.is_socks else None,
-        proxy_ssl=verifying(way.settings.upstream_ca_file) if applies.scheme == "https" else None,
-    )
-    told = way.addresses if _is_told_an_address(way) else (way.target.host,)
-    stream = await first_of(
-        [functools.partial(proxy.connect, each, way.target.port, timeout=way.wait_seconds) for each in told],
-        within_seconds=way.wait_seconds,
-        drop=lambda late: late.writer.transport.abort(),
-    )
-    return stream.reader, stream.writer
-
-
-def _is_told_an_address(way: Way) -> bool:
-    """As the broker does it: of a proxy that resolves no names, and of a host whose addresses are fixed."""
-    applies = way.proxy
-    is_fixed = canonical(way.target.host) in way.settings.upstream_hosts
-    return bool(way.addresses) and (is_fixed or applies is None or not applies.resolves_names)
+    return await through_proxy(way, bytearray() if heard is None else heard)
 
 
 async def _direct(way: Way) -> Stream:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import time
 from typing import Any
+from urllib.request import getproxies_environment
 
 from broker.doctor.connecting import SILENT, trouble_of
-from broker.doctor.finding import Finding, failed, ok, skipped
+from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.way import Way
+from broker.settings import env_file, is_loopback
+from broker.settings.proxy import is_exempt
 
 VARIABLES = ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY", "NO_PROXY")
+FOR_HTTPS = ("HTTPS_PROXY", "ALL_PROXY")
 OPEN_TO_NOBODY = 407
 FORBIDDEN = 403
 SOCKS_REPLY = "its SOCKS reply is"
 SOCKS_REFUSALS = range(1, 9)
 """What a SOCKS proxy says when it can't or won't connect (RFC 1928 §6)."""
+OF_THE_ENVIRONMENT = (
+    "The environment names it, so the service needs that variable in its own environment, too."
+)
+OTHER_SCHEMES = "it wants NTLM or Kerberos, which the broker does not speak"
+USE_LOCAL_PROXY = "put a small local proxy that does (cntlm, px) in between"
+_SCHEME = re.compile(rb"^proxy-authenticate:[ \t]*([!-+\--~]+)", re.IGNORECASE | re.MULTILINE)
 
 
 async def examine(way: Way) -> Finding:
@@ -34,22 +45,34 @@ async def examine(way: Way) -> Finding:
         return skipped("the proxy is told an address, and DNS has none")
     where = f"{applies.address} (from {named[0]})"
     started = time.monotonic()
-    trouble = await _through(way)
-    if trouble:
-        return judged(where, trouble, has_password=applies.username is not None, facts=facts)
-    return ok(f"{where} lets us through, {(time.monotonic() - started) * 1000:.0f} ms", **facts)
-
-
-def judged(where: str, trouble: str | int, *, has_password: bool, facts: dict[str, Any]) -> Finding:
-    """What a proxy's refusal means: its HTTP status, its SOCKS reply, or what became of the connection."""
+    heard = bytearray()
+    trouble = await _through(way, heard)
     if trouble in (OPEN_TO_NOBODY, "password"):
-        means = "The proxy takes not the name and password that are set." if has_password else ""
-        return failed(
-            f"{where} asks for a password",
-            means or "It lets nobody through who does not say who they are.",
-            "Write them into the proxy's URL: http://name:password@host:port, with %XX for special signs.",
-            **facts,
-        )
+        return _password(where, bytes(heard), has_one=applies.username is not None, facts=facts)
+    if trouble:
+        return judged(where, trouble, facts=facts)
+    found = f"{where} lets us through, {(time.monotonic() - started) * 1000:.0f} ms"
+    return Finding("ok", found, "" if named[0] == "UPSTREAM_PROXY" else OF_THE_ENVIRONMENT, facts=facts)
+
+
+def _password(where: str, heard: bytes, *, has_one: bool, facts: dict[str, Any]) -> Finding:
+    """``heard``: what an HTTP proxy answered, which names the ways to say who one is (RFC 9110 §11.7.1)."""
+    found, write = f"{where} asks for a password", "Write name and password into the proxy's URL"
+    write += ": http://name:password@host:port, with %XX for special signs"
+    schemes = {each.lower() for each in _SCHEME.findall(heard)}
+    if schemes and b"basic" not in schemes:
+        means = f"I{OTHER_SCHEMES[1:]}."
+        return failed(found, means, f"P{USE_LOCAL_PROXY[1:]}.", **facts)
+    if not has_one:
+        return failed(found, "It lets nobody through who does not say who they are.", f"{write}.", **facts)
+    means = "The proxy takes not the name and password that are set."
+    if not heard:
+        return failed(found, means, f"{write}.", **facts)
+    return failed(found, means, f"{write}; or {OTHER_SCHEMES}; {USE_LOCAL_PROXY}.", **facts)
+
+
+def judged(where: str, trouble: str | int, *, facts: dict[str, Any]) -> Finding:
+    """What a proxy's refusal means: its HTTP status, its SOCKS reply, or what became of the connection."""
     if trouble == FORBIDDEN:
         means = "The proxy forbids this host or this port."
         return failed(f"{where} answers 403", means, "Ask whoever runs it to allow Coze's host.", **facts)
@@ -76,9 +99,9 @@ def variables() -> list[str]:
 
 def _none(way: Way, given: list[str]) -> Finding:
     facts: dict[str, Any] = {"proxy": None, "named_by": None, "variables": given}
-    named = [name for name in given if name in ("HTTPS_PROXY", "ALL_PROXY")]
+    named = [name for name in given if name in FOR_HTTPS]
     if not named:
-        return ok("no proxy is set for Coze; the broker goes directly", **facts)
+        return _passed_over(way, facts) or ok("no proxy is set for Coze; the broker goes directly", **facts)
     if way.settings.upstream_proxy == "none":
         return ok(f"{' and '.join(named)} is set; UPSTREAM_PROXY=none passes it over", **facts)
     return ok(
@@ -86,19 +109,40 @@ def _none(way: Way, given: list[str]) -> Finding:
     )
 
 
-async def _through(way: Way) -> str | int:
+def _passed_over(way: Way, facts: dict[str, Any]) -> Finding | None:
+    """What looks like a proxy for Coze, and is none."""
+    target, no_proxy = way.target, getproxies_environment().get("no", "")
+    is_wanted = way.settings.upstream_proxy == "environment" and not is_loopback(target.host)
+    if not is_wanted or is_exempt(target.host, target.port, no_proxy):
+        return None
+    do = "Set UPSTREAM_PROXY to that address if Coze is to be reached through it."
+    if written := [name for name, value in _in_file().items() if value and name.upper() in FOR_HTTPS]:
+        means = "The file is read for the broker's own settings alone: no proxy applies."
+        return warning(f"{written[0]} stands in .env", means, do, **facts)
+    if "HTTP_PROXY" in facts["variables"]:
+        means = "It is for plain http, and Coze is https: no proxy applies."
+        return warning("HTTP_PROXY alone is set", means, f"{do} Or set HTTPS_PROXY.", **facts)
+    return None
+
+
+def _in_file() -> dict[str, str | None]:
+    try:
+        return env_file.values()
+    except (OSError, UnicodeDecodeError):  # the step settings says so
+        return {}
+
+
+async def _through(way: Way, heard: bytearray) -> str | int:
     """Empty when it went through; else what the proxy said, or what became of the connection."""
-    from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
+    from python_socks import ProxyError, ProxyTimeoutError
 
     from broker.doctor.connecting import opened
 
     try:
-        async with opened(way):
+        async with opened(way, heard):
             return ""
     except (ProxyTimeoutError, TimeoutError):
         return SILENT
-    except ProxyConnectionError as error:
-        return trouble_of(error)
     except ProxyError as error:
         return _said(error)
     except ssl.SSLError:
