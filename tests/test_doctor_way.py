@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import dns.message
 import pytest
 
 from broker.doctor.dns import system_answers
+from broker.doctor.finding import Finding
+from broker.doctor.tls import NO_CHAIN, NO_ISSUER, SELF_SIGNED, SELF_SIGNED_ROOT, Refused, Shown
+from broker.doctor.tls import judged as judged_tls
 from tests.support import needs
-from tests.support.authority import Authority
+from tests.support.authority import Authority, make_authority, self_signed
 from tests.support.dns_answers import answer_to
 from tests.support.doctor import (
     HOST,
     Diagnosis,
+    Serve,
     diagnose,
     environment,
     listening,
     make_silent,
     namespace,
+    never_answering,
     passing_on_to,
     serving,
     serving_on,
@@ -282,3 +291,110 @@ def test_a_proxy_by_the_environment_must_be_in_the_services(here: Here, network:
     port = network.serve(ConnectProxy(names=None))
     diagnosis = here.diagnose(here.good(), HTTPS_PROXY=f"http://127.0.0.1:{port}")
     assert "in its own environment" in diagnosis["proxy"]["means"]
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------
+
+DIGICERT = "DigiCert Inc"
+
+
+def untrusted(host: str, code: int, issuer: str = DIGICERT) -> Finding:
+    """What is said of a certificate whose issuer calls itself so."""
+    shown = Shown(f"CN={host}", f"CN=x,O={issuer}", (host,), 0, 2e9, is_self_signed=False)
+    return judged_tls(Refused(host, code, shown, None, 1e9, frozenset({DIGICERT})))
+
+
+@pytest.mark.parametrize("code", [SELF_SIGNED, SELF_SIGNED_ROOT, NO_ISSUER, NO_CHAIN])
+def test_nobody_is_talked_into_trusting_who_answers_for_coze(code: int) -> None:
+    """Whoever is in between may call its authority what it likes."""
+    finding = untrusted("api.coze.cn", code)
+    assert (finding.status, "UPSTREAM_CA_FILE" in finding.do) == ("failed", False)
+    assert "in between replaces the certificate" in finding.means
+    assert "incomplete" not in finding.found
+
+
+def test_what_is_missing_in_a_chain_is_to_be_fetched_from_its_issuer() -> None:
+    finding = untrusted(HOST, NO_ISSUER)
+    assert "incomplete" in finding.found
+    assert "fetch the missing certificate from the issuer's own site" in finding.do
+
+
+def test_a_chain_that_ends_at_an_authority_of_its_own_is_whole(here: Here) -> None:
+    """It is sent with the chain, and has a public one's name: all the same nobody vouches for it."""
+    authority = make_authority(here.folder, DIGICERT)
+    pem = authority.issue(HOST)
+    pem.write_bytes(pem.read_bytes() + authority.file.read_bytes())
+    diagnosis = here.diagnose(with_tls(pem, never_answering), timeout="1")
+    assert_ends_at(diagnosis, "tls", 14, DIGICERT, "no public authority", "system's own store is not read")
+    assert diagnosis["tls"]["facts"]["verify_code"] == SELF_SIGNED_ROOT
+
+
+@pytest.mark.parametrize("alert", [112, 40], ids=["unrecognized_name", "handshake_failure"])
+def test_a_server_that_refuses_the_name_speaks_tls(here: Here, alert: int) -> None:
+    """RFC 8446 §6.2."""
+
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        connection.sendall(bytes((0x15, 3, 3, 0, 2, 2, alert)))
+
+    diagnosis = here.diagnose(refuse)
+    assert_ends_at(diagnosis, "tls", 14, "refuses this name or our TLS", "UPSTREAM_HOSTS", "--doh")
+    assert "no TLS" not in diagnosis["tls"]["means"]
+
+
+@contextlib.contextmanager
+def two_addresses(here: Here, first: Serve) -> Iterator[dict[str, str]]:
+    """The environment of a broker that is given two: what the first does, and a good one behind it."""
+    with serving(here.good()) as server, serving(first, host="127.0.0.9", port=server.port):
+        yield here.environment(server.port, UPSTREAM_HOSTS=f"{HOST}=127.0.0.9 127.0.0.1")
+
+
+@pytest.mark.parametrize("case", ["cut", "another's certificate"])
+def test_the_next_address_is_tried_where_tls_fails_at_the_first(here: Here, case: str) -> None:
+    """As the broker does it."""
+    cut, foreign = (lambda connection: connection.recv(1)), with_tls(self_signed(here.folder, HOST), passing)
+    with two_addresses(here, cut if case == "cut" else foreign) as env:
+        diagnosis = diagnose(env, cwd=here.folder)
+    assert diagnosis.exit_code == 0, diagnosis.printed
+    tls = diagnosis["tls"]
+    assert (tls["status"], tls["facts"]["address"]) == ("warning", "127.0.0.1")
+    assert "127.0.0.9" in tls["means"]
+    assert "goes on to the next" in tls["means"]
+
+
+def passing(_: socket.socket) -> None:
+    """Nothing more."""
+
+
+def test_an_address_whose_tls_is_silent_takes_all_the_time_there_is(here: Here) -> None:
+    """The broker's, too: connecting has one time-out for all addresses."""
+    with two_addresses(here, never_answering) as env:
+        diagnosis = diagnose(env, cwd=here.folder, timeout="1")
+    assert_ends_at(diagnosis, "tls", 14, "127.0.0.9", "upstream_timeout", f"UPSTREAM_HOSTS={HOST}=127.0.0.1")
+
+
+def test_all_addresses_have_to_fail_for_the_way_to_end(here: Here) -> None:
+    with two_addresses(here, passing) as env, serving(passing, host="127.0.0.8", port=port_of(env)):
+        env["UPSTREAM_HOSTS"] = f"{HOST}=127.0.0.9 127.0.0.8"
+        diagnosis = diagnose(env, cwd=here.folder)
+    assert_ends_at(diagnosis, "tls", 14, "cut during the TLS handshake")
+
+
+def port_of(env: dict[str, str]) -> int:
+    return int(env["COZE_API_BASE"].rpartition(":")[2])
+
+
+def test_a_way_that_is_slower_than_the_broker_is_patient(here: Here) -> None:
+    good = here.good()
+
+    def slow(connection: socket.socket) -> None:
+        threading.Event().wait(1.3)
+        good(connection)
+
+    diagnosis = here.diagnose(slow, timeout="6", BROKER_CONNECT_TIMEOUT_SECONDS="1")
+    assert_ends_at(diagnosis, "tls", 14, "upstream_timeout", "BROKER_CONNECT_TIMEOUT_SECONDS")
+
+
+def test_a_handshake_without_an_answer_tells_who_waits_how_long(here: Here) -> None:
+    diagnosis = here.diagnose(never_answering, timeout="1", BROKER_CONNECT_TIMEOUT_SECONDS="7")
+    assert_ends_at(diagnosis, "tls", 14, "no answer in time", "1 s, by --timeout", "the broker waits 7 s")

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,10 @@ RENEW = (
     "If it is your own server's or your company's gateway's, have its certificate made anew: for a server, "
     "with 2048 bits or more, and SHA-256. Verification can't be turned off."
 )
+REPLACED = "Something in between replaces the certificate: a proxy, a firewall, a virus scanner, an attacker."
+NOT_TURNED_OFF = "Verification can't be turned off."
+LET_THROUGH = f"Have Coze's host taken out of its inspection, or try another network. {NOT_TURNED_OFF}"
+NO_TIME = "The broker waits there until its time for connecting is over: such uploads are upstream_timeout."
 CLOCK = "Set this machine's clock (NTP: `timedatectl`, chrony)."
 
 
@@ -78,6 +82,17 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Shaken:
+    """A handshake that went well. ``address`` is None where a proxy went there; ``seconds`` are those of
+    connecting, too.
+    """
+
+    certificate: dict[str, Any]
+    address: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Refused:
     """Why a certificate did not verify, and all that helps to say so."""
 
@@ -92,18 +107,22 @@ class Refused:
 
 
 async def examine(way: Way) -> Finding:
-    """One verified handshake; where that fails, one more to look at what is there."""
+    """One verified handshake; where that fails, at the other addresses, and one more to look at what is
+    there.
+    """
     if not way.target.is_tls:
         return skipped("plain http, which is allowed on this machine alone")
-    started = time.monotonic()
+    context = verifying(way.settings.upstream_ca_file)
     try:
-        certificate = await _verified(way, verifying(way.settings.upstream_ca_file))
-    except ssl.SSLCertVerificationError as error:
-        return judged(await _looked_at(way, error.verify_code))
+        shaken = await _verified(_at(way, way.addresses[:1]), context)
     except Exception as error:  # a proxy's library has its own, too
-        return _broken(error)
-    seconds = time.monotonic() - started
-    return _good(way, certificate, seconds, is_public=await _is_public(way))
+        other = await _elsewhere(way, context)
+        if other is not None:
+            return _half_good(way, error, other)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return judged(await _looked_at(way, error.verify_code))
+        return _broken(way, error)
+    return _good(way, shaken, is_public=await _is_public(way))
 
 
 def judged(refused: Refused) -> Finding:
@@ -127,13 +146,7 @@ def judged(refused: Refused) -> Finding:
         found, means = _UNFIT[code]
         return failed(found, means, RENEW, **facts)
     if code == SELF_SIGNED or (shown is not None and shown.is_self_signed):
-        return failed(
-            f"the certificate is self-signed ({shown.subject if shown else 'unknown'})",
-            f"Anybody can make such a one. {_interceptor(refused)}",
-            "If it is your own server's, put its certificate into UPSTREAM_CA_FILE. Verification can't be "
-            "turned off.",
-            **facts,
-        )
+        return _self_signed(refused, facts)
     return _of_chain(refused, facts)
 
 
@@ -168,39 +181,62 @@ def _of_time(refused: Refused, facts: dict[str, Any]) -> Finding:
     return failed(found, means, do, **facts)
 
 
+def _self_signed(refused: Refused, facts: dict[str, Any]) -> Finding:
+    found = f"the certificate is self-signed ({refused.shown.subject if refused.shown else 'unknown'})"
+    means = "Anybody can make such a one."
+    if _is_cozes(refused):
+        return failed(found, f"{means} {REPLACED}", LET_THROUGH, **facts)
+    do = f"If it is your own server's, put its certificate into UPSTREAM_CA_FILE. {NOT_TURNED_OFF}"
+    return failed(found, f"{means} {_interceptor(refused)}", do, **facts)
+
+
 def _of_chain(refused: Refused, facts: dict[str, Any]) -> Finding:
     shown = refused.shown
     issuer = shown.issuer if shown else "somebody"
     plain = issuer.replace("\\", "")  # RFC 4514 §2.4 escapes the comma in "DigiCert, Inc."
-    if shown is not None and any(name and name in plain for name in refused.public_issuers):
+    looks_public = shown is not None and any(name and name in plain for name in refused.public_issuers)
+    if looks_public and _is_cozes(refused):  # whose chain is whole; anybody may call himself as he likes
+        found = f"the certificate says that {issuer} issued it, and nothing shows that"
+        return failed(found, REPLACED, LET_THROUGH, **facts)
+    if looks_public and refused.code in (NO_ISSUER, NO_CHAIN):
         return failed(
             f"the chain to {issuer} is incomplete",
-            "The issuer looks public, but the server does not send the certificates in between.",
-            "Mend the server's chain, or put the missing certificate into UPSTREAM_CA_FILE.",
+            "The issuer looks public, but the server does not send the certificates in between; or something "
+            "in between replaces the certificate, and calls itself so.",
+            "Mend the server's chain; or fetch the missing certificate from the issuer's own site, and put "
+            "it into UPSTREAM_CA_FILE.",
             **facts,
         )
     return failed(
         f"the certificate was issued by {issuer}, which is no public authority",
         _interceptor(refused),
-        "If it is your company's gateway or your own server, put its authority into UPSTREAM_CA_FILE. "
-        "Verification can't be turned off.",
+        "If it is your company's gateway or your own server, put its authority into UPSTREAM_CA_FILE; the "
+        "system's own store is not read, so that curl may work. Verification can't be turned off.",
         **facts,
     )
 
 
 def _interceptor(refused: Refused) -> str:
-    if refused.host in OTHER_REGION:
+    if _is_cozes(refused):
         return "Something between here and Coze opens the encryption: a proxy, a firewall, a virus scanner."
     return "It is a server with a private authority, or something in between opens the encryption."
 
 
-def _broken(error: Exception) -> Finding:
+def _is_cozes(refused: Refused) -> bool:
+    """Whether it is one of Coze's own hosts, and not a server that somebody else runs."""
+    return refused.host in OTHER_REGION
+
+
+def _broken(way: Way, error: Exception) -> Finding:
     trouble = trouble_of(error)
     if isinstance(error, TimeoutError):
+        limit = way.settings.broker_connect_timeout_seconds
         return failed(
-            "TCP connects, and the TLS handshake gets no answer in time",
+            "TCP connects, and the TLS handshake gets no answer in time "
+            f"({way.wait_seconds:g} s, by --timeout; the broker waits {limit:g} s)",
             "Something on the way drops it by the host's name (SNI filter), or large packets get lost (MTU).",
-            "Try another network or UPSTREAM_PROXY; in a VPN or container lower the MTU (1400).",
+            "Try another network or UPSTREAM_PROXY; in a VPN or container lower the MTU (1400). If the line "
+            "is only slow, look again with a longer --timeout.",
             trouble=trouble,
         )
     if isinstance(error, ConnectionError | asyncio.IncompleteReadError):
@@ -210,19 +246,41 @@ def _broken(error: Exception) -> Finding:
             "Try another network or UPSTREAM_PROXY; check the port of COZE_API_BASE.",
             trouble=trouble,
         )
-    reason = getattr(error, "reason", None) or trouble
+    reason = str(getattr(error, "reason", None) or trouble)
+    found = f"the TLS handshake fails: {reason.replace('_', ' ').lower()}"
+    if "ALERT" in reason or "UNRECOGNIZED_NAME" in reason:  # RFC 8446 §6.2
+        return failed(
+            found,
+            "What answers speaks TLS, and refuses this name or our TLS.",
+            "Check UPSTREAM_HOSTS, and compare the step dns with another resolver (--doh URL).",
+            trouble=trouble,
+        )
     return failed(
-        f"the TLS handshake fails: {str(reason).replace('_', ' ').lower()}",
+        found,
         "What answers speaks no TLS, or none that is still safe.",
         "Check the port of COZE_API_BASE and what stands in between.",
         trouble=trouble,
     )
 
 
-def _good(way: Way, certificate: dict[str, Any], seconds: float, *, is_public: bool) -> Finding:
-    issuer = _issuer_of(certificate)
-    ends_at = ssl.cert_time_to_seconds(certificate["notAfter"])
+def _half_good(way: Way, error: Exception, other: Shaken) -> Finding:
+    """``error`` is that of the first address."""
+    first, trouble = way.addresses[0], trouble_of(error)
+    way.addresses = tuple(sorted(way.addresses, key=lambda each: each != other.address))
+    found = f"TLS is good at {other.address}, and not at {first}: {trouble}"
+    do = f"Set UPSTREAM_HOSTS={way.target.host}={other.address}, or have {first} looked at."
+    facts = {"address": other.address, "troubles": {first: trouble}}
+    if isinstance(error, TimeoutError):
+        return failed(found, NO_TIME, do, **facts)
+    means = f"{first} is another's server, or has trouble. The broker goes on to the next address."
+    return warning(found, means, do, **facts)
+
+
+def _good(way: Way, shaken: Shaken, *, is_public: bool) -> Finding:
+    issuer, seconds = _issuer_of(shaken.certificate), shaken.seconds
+    ends_at = ssl.cert_time_to_seconds(shaken.certificate["notAfter"])
     facts = {
+        "address": shaken.address,
         "issuer": issuer,
         "not_after": ends_at,
         "milliseconds": round(seconds * 1000, 1),
@@ -231,6 +289,10 @@ def _good(way: Way, certificate: dict[str, Any], seconds: float, *, is_public: b
     found = f"issued by {issuer}, valid until {_day(ends_at)}, {seconds * 1000:.0f} ms"
     if not is_public:
         found += "; trusted by UPSTREAM_CA_FILE alone"
+    limit = way.settings.broker_connect_timeout_seconds
+    if seconds > limit:
+        means = f"The broker waits {limit:g} s to be connected, TLS included: uploads are upstream_timeout."
+        return failed(found, means, "Raise BROKER_CONNECT_TIMEOUT_SECONDS, or mend the line.", **facts)
     if seconds > SLOW_SECONDS:
         means = "Connecting and its handshake take very long: a busy line, or one that loses packets."
         return warning(found, means, "Raise BROKER_CONNECT_TIMEOUT_SECONDS if uploads time out.", **facts)
@@ -247,12 +309,26 @@ def _good(way: Way, certificate: dict[str, Any], seconds: float, *, is_public: b
 # --- connecting -----------------------------------------------------------------------------------------
 
 
-async def _verified(way: Way, context: ssl.SSLContext) -> dict[str, Any]:
-    """The certificate, which ``context`` accepts."""
+def _at(way: Way, addresses: tuple[str, ...]) -> Way:
+    """The way to some of its addresses. A proxy is told all of them, as the broker tells it."""
+    return way if way.proxy is not None else replace(way, addresses=addresses)
+
+
+async def _elsewhere(way: Way, context: ssl.SSLContext) -> Shaken | None:
+    """At another address than the first; at all at once. None where there is none, or a proxy goes there."""
+    others = () if way.proxy is not None else way.addresses[1:]
+    tried = (_verified(_at(way, (each,)), context) for each in others)
+    done = await asyncio.gather(*tried, return_exceptions=True)
+    return next((each for each in done if isinstance(each, Shaken)), None)
+
+
+async def _verified(way: Way, context: ssl.SSLContext) -> Shaken:
+    """A handshake with a certificate that ``context`` accepts."""
+    started = time.monotonic()
     async with asyncio.timeout(2 * way.wait_seconds), opened(way) as stream:
         line = await _started(way, stream, context)
-        certificate: dict[str, Any] = line.tls.getpeercert() or {}
-        return certificate
+        address = way.addresses[0] if way.proxy is None else None
+        return Shaken(line.tls.getpeercert() or {}, address, time.monotonic() - started)
 
 
 async def _is_public(way: Way) -> bool:
