@@ -29,7 +29,6 @@ from tests.support.doctor import (
     make_silent,
     namespace,
     never_answering,
-    passing_on_to,
     serving,
     serving_on,
     with_tls,
@@ -196,13 +195,12 @@ def test_a_name_may_end_in_a_dot(here: Here) -> None:
     assert diagnosis.report["upstream"] == f"https://{HOST}:{server.port}"
 
 
-def test_an_address_in_the_old_way_of_writing_is_asked_of_nobody(here: Here) -> None:
-    pem = here.authority.issue("127.1")
-    with serving(with_tls(pem, passing_on_to(here.sandbox.url))) as server:
-        env = here.environment(server.port, COZE_API_BASE=f"https://127.1:{server.port}", UPSTREAM_HOSTS="")
-        diagnosis = diagnose(env, cwd=here.folder)
-    assert diagnosis["dns"]["found"] == "127.1 is an address, and needs no DNS"
-    assert diagnosis["tcp"]["status"] == "ok", diagnosis.printed
+@pytest.mark.parametrize(("written", "plain"), [("10.1", "10.0.0.1"), ("0x7f.0.0.1", "127.0.0.1")])
+def test_an_address_in_an_old_way_of_writing_is_asked_of_nobody(here: Here, written: str, plain: str) -> None:
+    """The broker's client takes none of those."""
+    env = here.environment(1, COZE_API_BASE=f"https://{written}", UPSTREAM_HOSTS="")
+    diagnosis = diagnose(env, cwd=here.folder)
+    assert_ends_at(diagnosis, "dns", 11, f"old way to write {plain}", f"Write {plain} into COZE_API_BASE")
 
 
 # --- the proxy ----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from broker.settings import Settings
 from broker.upstream import tls
 from broker.upstream.address_ranges import kind_of
 from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for
+from broker.upstream.doh import DnsError, Trouble
 from broker.upstream.resolver import Lookup, Resolver, SystemLookup
 from broker.upstream.way import Way
 from tests.support.authority import DAY, Authority
@@ -309,6 +310,30 @@ async def test_a_bad_answer_is_no_address(network: Network, authority: Authority
     refusal = await refused(way, "http://coze.test")
     assert isinstance(refusal, UpstreamUnreachable)
     assert said in (refusal.log or "")
+
+
+TROUBLES: dict[str, tuple[list[str] | str, Any, Trouble]] = {
+    "no such name": ("NXDOMAIN", None, "nxdomain"),
+    "no address": ([], None, "empty"),
+    "the server failed": ("SERVFAIL", None, "failed"),
+    "to another question": ([], to_another_question, "not DNS"),
+    "an error": ([], lambda _: answer(b"", status="500 Oops"), "not DNS"),
+    "no HTTP": ([], lambda _: b"SSH-2.0-OpenSSH\r\n\r\n", "failed"),
+}
+
+
+@pytest.mark.parametrize("case", TROUBLES)
+async def test_a_name_that_is_not_found_is_told_why(
+    network: Network, authority: Authority, case: str
+) -> None:
+    """An error of the connection is the cause."""
+    records, reply, trouble = TROUBLES[case]
+    lookup = doh(network, authority, DohServer({NAME: records}, reply=reply)).lookup(5.0)
+    with pytest.raises(DnsError) as raised:
+        await lookup(NAME)
+    await lookup.aclose()
+    assert raised.value.trouble == trouble
+    assert isinstance(raised.value.__cause__, CLIENT_ERRORS) == (case == "no HTTP")
 
 
 async def test_a_name_without_addresses_is_an_error(network: Network, authority: Authority) -> None:
