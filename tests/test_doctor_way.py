@@ -393,6 +393,13 @@ def test_a_way_that_is_slower_than_the_broker_is_patient(here: Here) -> None:
     assert_ends_at(diagnosis, "tls", 14, "upstream_timeout", "BROKER_CONNECT_TIMEOUT_SECONDS")
 
 
-def test_a_handshake_without_an_answer_tells_who_waits_how_long(here: Here) -> None:
-    diagnosis = here.diagnose(never_answering, timeout="1", BROKER_CONNECT_TIMEOUT_SECONDS="7")
-    assert_ends_at(diagnosis, "tls", 14, "no answer in time", "1 s, by --timeout", "the broker waits 7 s")
+@pytest.mark.parametrize("step", ["tls", "proxy"])
+def test_where_nothing_answers_it_is_told_who_waits_how_long(here: Here, step: str) -> None:
+    settings = {"BROKER_CONNECT_TIMEOUT_SECONDS": "7"}
+    with serving(never_answering) as proxy:
+        if step == "proxy":
+            settings["UPSTREAM_PROXY"] = f"http://127.0.0.1:{proxy.port}"
+        diagnosis = here.diagnose(never_answering, timeout="1", **settings)
+    assert_ends_at(
+        diagnosis, step, {"tls": 14, "proxy": 13}[step], "1 s, by --timeout", "the broker waits 7 s"
+    )

@@ -68,6 +68,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def patience(way: Way) -> str:
+    """Who waits how long, for whoever is told of a time-out."""
+    limit = way.settings.broker_connect_timeout_seconds
+    return f"{way.wait_seconds:g} s, by --timeout; the broker waits {limit:g} s"
+
+
 verifying = functools.cache(tls.make_context)
 """What the broker verifies Coze with, made once: the built-in authorities, and those of a file."""
 

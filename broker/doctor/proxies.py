@@ -9,7 +9,7 @@ import time
 from typing import Any
 from urllib.request import getproxies_environment
 
-from broker.doctor.connecting import SILENT, trouble_of
+from broker.doctor.connecting import SILENT, patience, trouble_of
 from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.way import Way
 from broker.settings import env_file, is_loopback
@@ -50,7 +50,7 @@ async def examine(way: Way) -> Finding:
     if trouble in (OPEN_TO_NOBODY, "password"):
         return _password(where, bytes(heard), has_one=applies.username is not None, facts=facts)
     if trouble:
-        return judged(where, trouble, facts=facts)
+        return judged(where, trouble, patience=patience(way), facts=facts)
     found = f"{where} lets us through, {(time.monotonic() - started) * 1000:.0f} ms"
     return Finding("ok", found, "" if named[0] == "UPSTREAM_PROXY" else OF_THE_ENVIRONMENT, facts=facts)
 
@@ -71,7 +71,7 @@ def _password(where: str, heard: bytes, *, has_one: bool, facts: dict[str, Any])
     return failed(found, means, f"{write}; or {OTHER_SCHEMES}; {USE_LOCAL_PROXY}.", **facts)
 
 
-def judged(where: str, trouble: str | int, *, facts: dict[str, Any]) -> Finding:
+def judged(where: str, trouble: str | int, *, patience: str, facts: dict[str, Any]) -> Finding:
     """What a proxy's refusal means: its HTTP status, its SOCKS reply, or what became of the connection."""
     if trouble == FORBIDDEN:
         means = "The proxy forbids this host or this port."
@@ -83,7 +83,7 @@ def judged(where: str, trouble: str | int, *, facts: dict[str, Any]) -> Finding:
     if trouble == SILENT:
         means = "Packets to the proxy vanish, or it takes long to get through to Coze, or can't."
         do = "Check its address, and whether it lets this machine in; look into its log."
-        return failed(f"{where}: {trouble}", means, do, **facts)
+        return failed(f"{where}: {trouble} ({patience})", means, do, **facts)
     return failed(
         f"{where}: {trouble}",
         "The proxy can't be reached, or what is there is no proxy of this kind.",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from broker.doctor.connecting import DENIED, NO_ROUTE, REFUSED, SILENT, trouble_of
+from broker.doctor.connecting import DENIED, NO_ROUTE, REFUSED, SILENT, patience, trouble_of
 from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.way import Way
 
@@ -36,6 +36,8 @@ async def examine(way: Way) -> Finding:
     finding = judged(
         way.target.port, attempts, works_elsewhere=works_elsewhere, may_be_lied_to=way.may_be_lied_to
     )
+    if any(each.trouble == SILENT for each in attempts.values()):
+        finding = replace(finding, found=f"{finding.found} ({patience(way)})")
     way.addresses = tuple(sorted(way.addresses, key=lambda each: bool(attempts[each].trouble)))
     if finding.status == "failed" and way.proxy:
         return warning(finding.found, "A proxy applies, so nothing goes this way.", **finding.facts)

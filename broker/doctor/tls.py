@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from broker.doctor.connecting import Stream, looking, opened, trouble_of, verifying
+from broker.doctor.connecting import Stream, looking, opened, patience, trouble_of, verifying
 from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.tls_line import TlsLine
 from broker.doctor.way import OTHER_REGION, Way
@@ -230,10 +230,8 @@ def _is_cozes(refused: Refused) -> bool:
 def _broken(way: Way, error: Exception) -> Finding:
     trouble = trouble_of(error)
     if isinstance(error, TimeoutError):
-        limit = way.settings.broker_connect_timeout_seconds
         return failed(
-            "TCP connects, and the TLS handshake gets no answer in time "
-            f"({way.wait_seconds:g} s, by --timeout; the broker waits {limit:g} s)",
+            f"TCP connects, and the TLS handshake gets no answer in time ({patience(way)})",
             "Something on the way drops it by the host's name (SNI filter), or large packets get lost (MTU).",
             "Try another network or UPSTREAM_PROXY; in a VPN or container lower the MTU (1400). If the line "
             "is only slow, look again with a longer --timeout.",
