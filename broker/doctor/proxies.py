@@ -50,7 +50,7 @@ async def examine(way: Way) -> Finding:
     if trouble in (OPEN_TO_NOBODY, "password"):
         return _password(where, bytes(heard), has_one=applies.username is not None, facts=facts)
     if trouble:
-        return judged(where, trouble, patience=patience(way), facts=facts)
+        return judged(where, trouble, waited=patience(way), facts=facts)
     found = f"{where} lets us through, {(time.monotonic() - started) * 1000:.0f} ms"
     return Finding("ok", found, "" if named[0] == "UPSTREAM_PROXY" else OF_THE_ENVIRONMENT, facts=facts)
 
@@ -71,8 +71,10 @@ def _password(where: str, heard: bytes, *, has_one: bool, facts: dict[str, Any])
     return failed(found, means, f"{write}; or {OTHER_SCHEMES}; {USE_LOCAL_PROXY}.", **facts)
 
 
-def judged(where: str, trouble: str | int, *, patience: str, facts: dict[str, Any]) -> Finding:
-    """What a proxy's refusal means: its HTTP status, its SOCKS reply, or what became of the connection."""
+def judged(where: str, trouble: str | int, *, waited: str, facts: dict[str, Any]) -> Finding:
+    """What a proxy's refusal means: its HTTP status, its SOCKS reply, or what became of the connection.
+    ``waited`` says for how long.
+    """
     if trouble == FORBIDDEN:
         means = "The proxy forbids this host or this port."
         return failed(f"{where} answers 403", means, "Ask whoever runs it to allow Coze's host.", **facts)
@@ -83,7 +85,7 @@ def judged(where: str, trouble: str | int, *, patience: str, facts: dict[str, An
     if trouble == SILENT:
         means = "Packets to the proxy vanish, or it takes long to get through to Coze, or can't."
         do = "Check its address, and whether it lets this machine in; look into its log."
-        return failed(f"{where}: {trouble} ({patience})", means, do, **facts)
+        return failed(f"{where}: {trouble} ({waited})", means, do, **facts)
     return failed(
         f"{where}: {trouble}",
         "The proxy can't be reached, or what is there is no proxy of this kind.",
