@@ -376,6 +376,16 @@ async def test_redis_decides_as_memory_does(redis: Redis) -> None:
         assert ours.retry_after_seconds == pytest.approx(theirs.retry_after_seconds, abs=60)
 
 
+async def test_who_waits_for_less_than_others_leaves_the_queue_as_it_is(redis: Redis) -> None:
+    """A wait of so long is not the mark of a clock that jumped back: others were told of one."""
+    limits, upstream = RedisLimits(redis), Limit("upstream", "coze", 1, 60.0)
+    for seconds in (0, 60, 120, 180):
+        assert await wait_for_turn(limits, upstream, 600) == pytest.approx(seconds, abs=5)
+    for max_wait_seconds in (10, 0):
+        told = await limits.reserve(upstream, max_wait_seconds=max_wait_seconds)
+        assert told == pytest.approx(240, abs=5)
+
+
 async def test_what_all_processes_know_comes_with_every_verdict(redis: Redis) -> None:
     limits = RedisLimits(redis)
     verdicts = [await limits.hit([]), await hit(limits, of_key(1)), await hit(limits, of_key(1))]

@@ -373,6 +373,8 @@ def put_ahead(server: RedisServer, seconds: int) -> None:
     """What is there is as it would be, had the clock been so far ahead until now."""
     full_at = float(str(server.command("GET", PREFIX + "limit:key:k")))
     server.command("SET", PREFIX + "limit:key:k", str(full_at + seconds))
+    taken_at = float(str(server.command("GET", PREFIX + "clock:upstream:coze")))
+    server.command("SET", PREFIX + "clock:upstream:coze", str(taken_at + seconds))
     turns = server.command("LRANGE", PREFIX + "turns:upstream:coze", "0", "-1")
     assert isinstance(turns, list)
     for index, at in enumerate(turns):

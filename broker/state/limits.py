@@ -207,11 +207,10 @@ _RESERVE = Script(
     + """
 local quota, window, max_wait = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local earliest = now + tonumber(ARGV[4])
+-- The last turn was taken in the future: the clock jumped back. How far off that turn is tells nothing, for
+-- each caller waits as long as it likes.
+if tonumber(redis.call('GET', KEYS[4]) or now) > now + 60 then redis.call('DEL', KEYS[2], KEYS[3]) end
 local at = math.max(earliest, tonumber(redis.call('LINDEX', KEYS[2], -1) or now))
-if at - now > max_wait + window + 60 then  -- nobody was told to wait so long: the clock jumped back
-    redis.call('DEL', KEYS[2], KEYS[3])
-    at = earliest
-end
 -- A moment that was given back stays among the turns: nobody passes too early after it.
 local from = string.format('%.17g', earliest)
 local freed = redis.call('ZRANGEBYSCORE', KEYS[3], from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
@@ -227,7 +226,9 @@ local wait = string.format('%.17g', at - now)
 if at - now > max_wait then return {epoch, generation, wait, ''} end
 redis.call('RPUSH', KEYS[2], string.format('%.17g', at))
 redis.call('LTRIM', KEYS[2], -quota, -1)
-redis.call('PEXPIRE', KEYS[2], math.ceil((at - now + window) * 1000))
+local ttl = math.ceil((at - now + window) * 1000)
+redis.call('PEXPIRE', KEYS[2], ttl)
+redis.call('SET', KEYS[4], string.format('%.17g', now), 'PX', ttl)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. string.format('%.17g', now))
 return {epoch, generation, wait, string.format('%.17g', at)}
 """
@@ -282,7 +283,7 @@ class RedisLimits:
             raise
 
     async def _reserve(self, limit: Limit, values: Sequence[float]) -> Turn | float:
-        keys = [_key(limit, "turns"), _key(limit, "freed")]
+        keys = [_key(limit, "turns"), _key(limit, "freed"), _key(limit, "clock")]
         wait, at = await self._redis.run(_RESERVE, keys, *values)
         if not at:
             return float(wait)
