@@ -229,6 +229,16 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
             *(f"http://u:{CANARY}%0a@proxy.example", f"socks5://u:{CANARY * 30}@p", "http://u%3a:p@p"),
         )
     },
+    **{
+        f"proxy: {url}": (
+            {"UPSTREAM_PROXY": url},
+            "UPSTREAM_PROXY: a SOCKS proxy is told a name and a password, both in ASCII, or neither.",
+        )
+        for url in (
+            *(f"socks5://u:{CANARY}%C3%A9@proxy.example", f"socks5h://%C3%A9:{CANARY}@proxy.example"),
+            *(f"socks5://{CANARY}@a", f"socks://{CANARY}:@a", f"socks5h://:{CANARY}@a"),
+        )
+    },
     "proxy: of the environment": (
         {"HTTPS_PROXY": f"https://u:{CANARY}@"},
         "HTTPS_PROXY: not a proxy's address",

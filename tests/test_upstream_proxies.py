@@ -150,6 +150,20 @@ async def test_each_address_that_a_proxy_refuses_is_asked_for_once(
     assert made.asked == ["127.0.0.7:1", "127.0.0.8:1", "127.0.0.9:1"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_after_tls_failed_behind_one_address_no_other_is_asked_for_again(
+    network: Network, authority: Authority, tmp_path: Path, kind: str
+) -> None:
+    """All were tried, and the certificate is the same behind each."""
+    port = network.serve(Coze(), make_authority(tmp_path).context(NAME))
+    targets = [f"{OTHER}:{port}", f"127.0.0.1:{port}"]
+    made, address = proxy_of(network, authority, kind, names={targets[1]: port})
+    hosts = {NAME: (OTHER, "127.0.0.1")}
+    way = Way(hosts=hosts, proxy=proxy.parse(f"{kind}://{address}"), ca_file=authority.file)
+    assert isinstance(await refused(way, port, seconds=3.0), UpstreamUnreachable)
+    assert made.asked == targets
+
+
 async def test_a_connect_request_names_its_target_as_host(
     network: Network, authority: Authority, coze: tuple[Coze, int]
 ) -> None:
@@ -248,6 +262,18 @@ async def test_a_proxy_that_does_not_let_us_through(
     assert said in (refusal.log or "")
     assert "sEcret" not in (refusal.log or "")
     assert coze[0].requests == []
+
+
+@pytest.mark.parametrize("kind", ["socks5", "socks5h"])
+async def test_a_password_that_the_library_can_not_write_is_not_told(
+    network: Network, authority: Authority, coze: tuple[Coze, int], kind: str
+) -> None:
+    """Not a character of it, nor where that stands. The settings refuse such a one before."""
+    _, address = proxy_of(network, authority, kind, credential=("u", "p"))
+    host, _, port = address.rpartition(":")
+    way = Way(hosts={NAME: ("127.0.0.1",)}, proxy=proxy.Proxy(kind, host, int(port), "u", "secrét"))
+    refusal = await refused(way, coze[1])
+    assert (refusal.log or "").endswith("[the proxy: UnicodeEncodeError]")
 
 
 @pytest.mark.parametrize("kind", KINDS)

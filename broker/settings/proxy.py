@@ -20,6 +20,13 @@ MAX_CREDENTIAL_BYTES = 255
 """The longest name or password that SOCKS has room for (RFC 1929 §2)."""
 
 
+class SocksCredentialError(ValueError):
+    """A name and a password that can't be told to a SOCKS proxy: it would be asked as if there were none."""
+
+    def __init__(self) -> None:
+        super().__init__("a SOCKS proxy is told a name and a password, both in ASCII, or neither")
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A proxy; ``scheme`` is ``http``, ``https``, ``socks5`` or ``socks5h``."""
@@ -47,7 +54,10 @@ class Proxy:
 
 
 def parse(url: str) -> Proxy:
-    """The proxy at ``url``; one without a scheme is an HTTP proxy. Raises ``ValueError``, silent about it."""
+    """The proxy at ``url``; one without a scheme is an HTTP proxy.
+
+    Raises ``ValueError``, silent about it; :class:`SocksCredentialError` has a sentence that can be shown.
+    """
     if not _VISIBLE_ASCII.fullmatch(url):  # urlsplit passes over line ends
         raise ValueError
     parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -59,7 +69,15 @@ def parse(url: str) -> Proxy:
     username, password = _credential(parts.username), _credential(parts.password)
     if username and ":" in username:  # RFC 7617 §2 has no room for it
         raise ValueError
+    if scheme.startswith("socks"):
+        _check_for_socks(username or "", password or "")
     return Proxy(scheme, host.rstrip("."), port or PORTS[scheme], username, password)
+
+
+def _check_for_socks(username: str, password: str) -> None:
+    """What python-socks sends: both or nothing, and in ASCII."""
+    if bool(username) != bool(password) or not (username + password).isascii():
+        raise SocksCredentialError
 
 
 def masked(setting: str) -> str:

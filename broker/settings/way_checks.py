@@ -10,6 +10,7 @@ from typing import Any
 from broker.settings import files, hosts
 from broker.settings.addresses import hostname_of, web_address
 from broker.settings.fields import Settings
+from broker.settings.proxy import SocksCredentialError
 
 
 def problems(settings: Settings) -> Iterator[str]:
@@ -65,13 +66,16 @@ def _proxy_problems(settings: Settings) -> Iterator[str]:
     named = settings.named_proxy
     try:
         _ = settings.coze_proxy
-    except ValueError:
+    except ValueError as error:
         source = named[0] if named else ""
         hint = "" if source == "UPSTREAM_PROXY" else " UPSTREAM_PROXY=none does without it."
-        yield (
-            f"{source}: not a proxy's address like http://host:port or socks5h://user:password@host:port, "
-            f"with %XX for what is special in a password.{hint}"
-        )
+        yield f"{source}: {error if isinstance(error, SocksCredentialError) else _NO_PROXY}.{hint}"
+
+
+_NO_PROXY = (
+    "not a proxy's address like http://host:port or socks5h://user:password@host:port, with %XX for what is "
+    "special in a password"
+)
 
 
 def _ca_problems(path: Path | None) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import aiohappyeyeballs
 import aiohttp
 from aiohttp.abc import ResolveResult
-from python_socks import ProxyType
+from python_socks import ProxyError, ProxyType
 from python_socks.async_.asyncio import Proxy as SocksClient
 
 from broker.settings import Proxy
@@ -29,8 +29,11 @@ class SocksConnector(Connector):
         ssl_context: ssl.SSLContext,
         *,
         connect_timeout_seconds: float,
+        counted_as: str = "coze",
     ) -> None:
-        super().__init__(resolver, ssl_context, connect_timeout_seconds=connect_timeout_seconds)
+        super().__init__(
+            resolver, ssl_context, connect_timeout_seconds=connect_timeout_seconds, counted_as=counted_as
+        )
         self._socks = SocksClient(
             proxy_type=ProxyType.SOCKS5,
             host=proxy.host,
@@ -52,10 +55,11 @@ class SocksConnector(Connector):
             tunnel = await first_of(
                 attempts, within_seconds=self.connect_timeout_seconds, drop=socket.socket.close
             )
+            return await self._wrap_existing_connection(*args, req=req, sock=tunnel, **options)
         except (aiohttp.ClientConnectorError, TimeoutError):
-            addr_infos.clear()  # all were tried; aiohttp would begin anew with those behind the first
+            # All that there was to try was tried; aiohttp would begin anew with those behind the first.
+            addr_infos.clear()
             raise
-        return await self._wrap_existing_connection(*args, req=req, sock=tunnel, **options)
 
     async def _tunnel(self, host: str, port: int, req: aiohttp.ClientRequest) -> socket.socket:
         try:
@@ -63,8 +67,13 @@ class SocksConnector(Connector):
         except TimeoutError:
             raise
         except Exception as error:  # whatever strange bytes make of the library
-            said = getattr(error, "strerror", None) or str(error)[:200] or type(error).__name__
-            raise proxy_refused(req, said) from None
+            raise proxy_refused(req, _meaning(error)) from None
+
+
+def _meaning(error: Exception) -> str:
+    """Only errors of the line and the library's own have words to be shown: others may repeat a password."""
+    said = str(error)[:200] if isinstance(error, OSError | ProxyError) else ""
+    return getattr(error, "strerror", None) or said or type(error).__name__
 
 
 class _WayToProxy(SocksClient):

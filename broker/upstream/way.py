@@ -72,7 +72,13 @@ class Way:
             )
         from broker.upstream.proxies import SocksConnector  # noqa: PLC0415 - few have such a proxy
 
-        return SocksConnector(self.proxy, resolver, context, connect_timeout_seconds=connect_timeout_seconds)
+        return SocksConnector(
+            self.proxy,
+            resolver,
+            context,
+            connect_timeout_seconds=connect_timeout_seconds,
+            counted_as=counted_as,
+        )
 
     @property
     def _is_looked_up_by_proxy(self) -> bool:
