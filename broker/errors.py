@@ -54,7 +54,8 @@ Refusal                                         status  retry  Coze's code
 │   ├── UpstreamBadAnswer                          502           5000
 │   ├── UpstreamFailed                             502    yes    5000
 │   ├── UpstreamRefused                            502           5000
-│   └── UpstreamCredentialRefused                  502           5000
+│   ├── UpstreamCredentialRefused                  502           5000
+│   └── UpstreamCredentialReplaced                 502    yes    5000
 ├── Unavailable                                    503    yes    5000
 │   ├── StoreUnavailable                           503    yes    5000
 │   ├── AuditUnavailable                           503    yes    5000
@@ -527,6 +528,17 @@ class UpstreamCredentialRefused(UpstreamFault):
     sentence = "Coze refused the broker's own credential. Tell the operator the request id."
     is_replaced: bool = False
     """Whether the broker has, or will get, another one that Coze may take."""
+
+
+class UpstreamCredentialReplaced(UpstreamFault):
+    """For who can't be served with the other one, since its file went by, or nothing may be repeated."""
+
+    code = "upstream_credential_replaced"
+    title = "Coze refused an access token that was replaced"
+    sentence = (
+        "Coze refused the broker's access token, and it was replaced. Nothing was stored; send it again."
+    )
+    retryable = True
 
 
 class Unavailable(Refusal):

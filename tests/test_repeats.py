@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from broker.api.delivery import _persistently
+from broker.api.delivery import _Sending
 from broker.errors import (
     OutcomeUnknown,
     Refusal,
@@ -115,6 +115,6 @@ async def test_between_two_attempts_nothing_is_under_way() -> None:
 
     journey: Any = SimpleNamespace(file=file, pace=pace)
     with pytest.raises(UpstreamFailed):
-        await _persistently(journey, Budget(15))(attempt)
+        await _Sending(journey, Budget(15), None, None).repeating()(attempt)
     assert seen == [(None, "client"), (None, "connection"), (None, "connection")]
     assert event.sent == "all"

@@ -32,6 +32,7 @@ from broker.errors import (
     UpstreamBadAnswer,
     UpstreamBusy,
     UpstreamCredentialRefused,
+    UpstreamCredentialReplaced,
     UpstreamFailed,
     UpstreamRefused,
     UpstreamTimeout,
@@ -237,7 +238,7 @@ def test_a_redirect_is_never_followed(
     ("fault", "refusal"),
     [
         ({"status": 413, "code": 4302}, TooLarge),
-        ({"status": 401, "code": 700012006}, UpstreamCredentialRefused),
+        ({"status": 401, "code": 4101}, UpstreamCredentialRefused),
         ({"code": 4303}, FileTypeRefused),
         ({"html": True}, UpstreamFailed),
         ({"code": 0}, UpstreamBadAnswer),
@@ -511,8 +512,9 @@ def test_a_credential_that_coze_no_longer_takes_is_replaced_once(
     """Revoked before its time: a large upload that finds out fails, those that come then share a new one."""
     assert upload(broker).status_code == 200
     before = len(sandbox.events(kind="token"))
+    time.sleep(1)  # within a second of the last replacement there is none
     sandbox.fail(path=DROP_IN, status=401, code=700012006, times=1)
-    assert_answered(broker, upload(broker, content=LARGE), UpstreamCredentialRefused)
+    assert_answered(broker, upload(broker, content=LARGE), UpstreamCredentialReplaced)
     with ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(lambda _: upload(broker).status_code, range(10)))
     assert answers == [200] * 10

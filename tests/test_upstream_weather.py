@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import socket
 import threading
@@ -18,8 +19,10 @@ import pytest
 
 from broker.errors import (
     Refusal,
+    TokenUsed,
     UpstreamBadAnswer,
     UpstreamCredentialRefused,
+    UpstreamCredentialReplaced,
     UpstreamDown,
     UpstreamFailed,
     UpstreamLimit,
@@ -413,7 +416,7 @@ def await_replaceable() -> None:
 ONCE: dict[str, tuple[dict[str, Any], bytes]] = {
     "a permission that is missing": ({"status": 200, "code": 4101}, SMALL),
     "401 for a permission": ({"status": 401, "code": 4101}, SMALL),
-    "a large file": ({"status": 401, "code": 4100}, LARGE),
+    "401 for a permission, of a large file": ({"status": 401, "code": 4101}, LARGE),
 }
 
 
@@ -424,6 +427,104 @@ def test_what_another_token_does_not_help_goes_once(
     sandbox.fail(path=DROP_IN, times=1, **fault)
     assert_refused(broker, upload(broker, content), UpstreamCredentialRefused)
     assert len(sandbox.events(kind="upload")) == 1
+
+
+@pytest.mark.parametrize("fault", STALE.values(), ids=STALE)
+def test_a_large_file_whose_token_was_replaced_may_be_sent_again(
+    broker: Broker, sandbox: SandboxControl, fault: dict[str, Any]
+) -> None:
+    """Its bytes are gone, and the next one goes with another token."""
+    assert upload(broker).status_code == 200
+    await_replaceable()
+    sandbox.heal()
+    sandbox.fail(path=DROP_IN, times=1, **fault)
+    assert_refused(broker, upload(broker, LARGE), UpstreamCredentialReplaced)
+    assert len(sandbox.events(kind="upload")) == 1
+    assert upload(broker, LARGE).status_code == 200
+
+
+def test_a_large_file_that_coze_refuses_for_good_is_not_to_be_sent_again(
+    coze: SmallCoze, folder: Path
+) -> None:
+    """There is no other token than the operator's."""
+    coze.reply = says("401 Unauthorized", 4100)
+    with in_front_of(coze, folder) as broker:
+        assert_refused(broker, upload(broker, LARGE), UpstreamCredentialRefused)
+
+
+def tokens_issued(lifetime_seconds: int = 3600) -> Reply:
+    """One after another: ``czs_1``, ``czs_2`` and so on."""
+    number = itertools.count(1)
+
+    def issue(_: Received) -> bytes:
+        expires_at = int(time.time()) + lifetime_seconds
+        return answer({"access_token": f"czs_{next(number)}", "expires_in": expires_at})
+
+    return issue
+
+
+def by_path(**replies: Reply) -> Reply:
+    """What to answer to an exchange, a lookup and an upload; a yes where nothing is said."""
+    names = {TOKEN: "exchange", RETRIEVE: "lookup", DROP_IN: "upload"}
+
+    def reply(request: Received) -> bytes | None:
+        told = replies.get(names[path_of(request)])
+        return answer(STORED) if told is None else told(request)
+
+    return reply
+
+
+def test_who_waited_for_a_turn_goes_with_the_token_that_is_good_by_then(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path
+) -> None:
+    """A lookup learns meanwhile that the one from before is not."""
+    stale = after_failures(1, answer(STORED), answer({"code": 4100}, "401 Unauthorized"))
+    coze.reply = by_path(exchange=tokens_issued(), lookup=stale)
+    environment = {**sandbox.environment, "COZE_API_BASE": coze.url}
+    with running_broker(folder, environment, BROKER_UPSTREAM_UPLOADS_PER_SECOND="0.25") as broker:
+        assert upload(broker).status_code == 200
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(upload, broker, LARGE)
+            wait_for(lambda: snapshot(broker)["uploads_running"])
+            assert retrieve(broker).status_code == 200
+            waiting.result()
+        first, second = (request.headers["authorization"] for request in coze.asked(DROP_IN))
+    assert (first, second) == ("Bearer czs_1", "Bearer czs_2")
+
+
+def test_a_failed_exchange_is_not_repeated_as_part_of_the_upload(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path
+) -> None:
+    """Three tries are three, not three times three."""
+    failure = answer({"error_code": "internal_error"}, "500 Internal Server Error", ["Retry-After: 1"])
+    coze.reply = by_path(exchange=lambda _: failure)
+    with running_broker(folder, {**sandbox.environment, "COZE_API_BASE": coze.url}) as broker:
+        assert_refused(broker, upload(broker), UpstreamFailed)
+    assert len(coze.asked(TOKEN)) == 3
+
+
+def test_an_exchange_is_waited_for_as_long_as_it_may_be_repeated(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path
+) -> None:
+    failure = answer({"error_code": "internal_error"}, "500 Internal Server Error", ["Retry-After: 4"])
+    exchange, issued = after_failures(1, b"", failure), tokens_issued()
+    coze.reply = by_path(exchange=lambda request: exchange(request) or issued(request))
+    short = {"BROKER_CONNECT_TIMEOUT_SECONDS": "1", "BROKER_READ_TIMEOUT_SECONDS": "1"}
+    environment = {**sandbox.environment, "COZE_API_BASE": coze.url}
+    with running_broker(folder, environment, **short) as broker:
+        assert upload(broker).status_code == 200
+
+
+def test_a_lookup_is_not_repeated_with_another_token_beyond_the_budget(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path
+) -> None:
+    stale = after_failures(1, answer(STORED), answer({"code": 4100}, "401 Unauthorized"))
+    coze.reply = by_path(exchange=tokens_issued(), lookup=stale)
+    environment = {**sandbox.environment, "COZE_API_BASE": coze.url}
+    with running_broker(folder, environment, BROKER_UPSTREAM_RETRY_SECONDS="0") as broker:
+        assert_refused(broker, retrieve(broker), UpstreamCredentialReplaced, DROP_IN)
+        assert len(coze.asked(RETRIEVE)) == 1
+        assert retrieve(broker).status_code == 200
 
 
 def test_a_missing_permission_costs_no_access_token(broker: Broker, sandbox: SandboxControl) -> None:
@@ -526,6 +627,41 @@ def test_who_would_wait_too_long_for_the_end_of_a_pause_is_told_when_it_is(
         assert time.monotonic() - began < 5
         assert len(sandbox.events(kind="upload")) == 1
         assert mint(broker).json()["route"] == "proxy"
+
+
+@pytest.mark.parametrize(("pause_seconds", "status"), [(3, 200), (20, 429)])
+def test_who_needs_an_access_token_waits_for_the_end_of_a_pause_like_all_others(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path, pause_seconds: int, status: int
+) -> None:
+    """And is told of it in the same way. These tokens are not good for long enough to be kept."""
+    busy = answer({"code": 4013}, "429 Too Many Requests", [f"Retry-After: {pause_seconds}"])
+    uploads = after_failures(1, answer(STORED), busy)
+    coze.reply = by_path(exchange=tokens_issued(30), upload=uploads)
+    environment = {**sandbox.environment, "COZE_API_BASE": coze.url}
+    with running_broker(folder, environment, BROKER_UPSTREAM_PAUSE_SECONDS="30") as broker:
+        assert upload(broker).status_code == 503
+        asked, began = len(coze.requests), time.monotonic()
+        last = upload(broker)
+        assert last.status_code == status
+        if status == UpstreamLimit.status:
+            assert_refused(broker, last, UpstreamLimit)
+            assert 10 <= int(last.headers["retry-after"]) <= pause_seconds
+            assert len(coze.requests) == asked
+        else:
+            assert time.monotonic() - began > pause_seconds - 1
+
+
+def test_a_token_that_was_used_costs_no_turn(folder: Path, sandbox: SandboxControl) -> None:
+    """One upload in four seconds: whoever comes with it again waits for none, and holds up nobody."""
+    settings = {"BROKER_UPSTREAM_UPLOADS_PER_SECOND": "0.25", "BROKER_UPSTREAM_WAIT_SECONDS": "6"}
+    with running_broker(folder, sandbox.environment, **settings) as broker:
+        token = mint(broker).json()["access_token"]
+        assert upload(broker, credential=token).status_code == 200
+        for _ in range(3):
+            assert_refused(broker, upload(broker, credential=token), TokenUsed)
+        assert upload(broker).status_code == 200
+        first, last = (event["at"] for event in sandbox.events(kind="upload"))
+        assert last - first < 7
 
 
 def test_who_is_refused_in_a_pause_is_told_of_the_queue_behind_it_too(

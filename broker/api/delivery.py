@@ -26,6 +26,7 @@ from broker.errors import (
     TokenUsed,
     UpstreamAborted,
     UpstreamCredentialRefused,
+    UpstreamCredentialReplaced,
     UpstreamFailed,
     UpstreamLimit,
     UpstreamTimeout,
@@ -115,8 +116,7 @@ async def deliver(delivery: Delivery, before_end: BeforeEnd | None = None) -> Up
     broker.guard.check()
     pace.wait_for("slot")
     async with broker.admission.slot(delivery.grant.key_id), _scan(delivery) as scan:
-        budget = broker.guard.budget()
-        upload: Upload = await _persistently(delivery, budget)(_send, delivery, budget, scan, before_end)
+        upload = await _Sending(delivery, broker.guard.budget(), scan, before_end).persistently()
     pace.over()  # Coze has the file: whoever leaves or is revoked from here on changes nothing
     if broker.browser_app is not None:  # else nothing goes direct
         await own_soon(broker, upload.stored.file_id, f"request:{upload.request_id}")
@@ -138,13 +138,12 @@ async def _scan(delivery: Delivery) -> AsyncIterator[Scan | None]:
     yield None
 
 
-async def _take_turn(delivery: Delivery) -> None:
+async def _take_turn(delivery: Delivery, give_up_at: float) -> None:
     """Coze takes so many uploads a second of the whole account, whichever worker they come from, and none
     while there is a pause. Raises :class:`UpstreamLimit` for whoever would wait too long.
     """
     delivery.pace.wait_for("turn")
     broker = delivery.broker
-    give_up_at = asyncio.get_running_loop().time() + broker.settings.broker_upstream_wait_seconds
     pause_seconds = await broker.guard.pause.seconds_left()
     # Whoever goes first after a pause may begin the next. A turn whose moment comes in one is over: all of
     # those would go on at once when it ends.
@@ -199,45 +198,89 @@ async def _until(turn: Turn) -> None:
         raise
 
 
-def _persistently(delivery: Delivery, budget: Budget) -> AsyncRetrying:
-    """Again after a passing fault, and once with another access token, as long as all of the file is here."""
-    had_another = False
+class _Sending:
+    """The attempts to send one file, as many as are safe: again after a passing fault, and once with another
+    access token, as long as all of the file is here.
+    """
 
-    def may_go_again(error: BaseException) -> bool:
-        nonlocal had_another
-        if isinstance(error, UpstreamCredentialRefused) and error.is_replaced and not had_another:
-            had_another = True
-        elif not isinstance(error, PASSING):
-            return False
-        return delivery.file.start_over()
+    def __init__(
+        self, delivery: Delivery, budget: Budget, scan: Scan | None, before_end: BeforeEnd | None
+    ) -> None:
+        self._delivery = delivery
+        self._budget = budget
+        self._scan = scan
+        self._before_end = before_end
+        self._refused_credentials = 0
+        self._is_fetching = False
+        """The credential, which was fetched again already where that may help."""
 
-    def before_next(_: RetryCallState) -> None:
+    async def persistently(self) -> Upload:
+        """Raises the last attempt's refusal."""
+        try:
+            upload: Upload = await self.repeating()(self._send)
+        except UpstreamCredentialRefused as refusal:
+            if not (refusal.is_replaced and self._refused_credentials == 1):
+                raise
+            raise UpstreamCredentialReplaced(
+                log=refusal.log, logid=refusal.logid, reply=refusal.reply
+            ) from refusal
+        return upload
+
+    def repeating(self) -> AsyncRetrying:
+        """What makes an attempt again where that is safe."""
+        return repeating(self._budget, self._may_go_again, self._before_next)
+
+    def _may_go_again(self, error: BaseException) -> bool:
+        if isinstance(error, UpstreamCredentialRefused):
+            self._refused_credentials += 1
+            is_of_use = error.is_replaced and self._refused_credentials == 1
+        else:
+            is_of_use = isinstance(error, PASSING) and not self._is_fetching
+        return is_of_use and self._delivery.file.start_over()
+
+    def _before_next(self, _: RetryCallState) -> None:
         """Until then nothing is under way: whoever stops the request now leaves no doubt behind."""
         events.current().sent = None
-        delivery.pace.wait_for("connection")
+        self._delivery.pace.wait_for("connection")
 
-    return repeating(budget, may_go_again, before_next)
+    async def _send(self) -> Upload:
+        """One attempt."""
+        delivery = self._delivery
+        broker, pace, event = delivery.broker, delivery.pace, events.current()
+        authorization = await self._turn()
+        async with broker.guard.attempt(lambda: pace.ended_by):
+            pace.wait_for("store")
+            await _spend(broker, delivery.grant)
+            event.attempts = (event.attempts or 0) + 1
+            file_name = delivery.file.file_name
+            envelope = Envelope.around(file_name, filenames.content_type_of(file_name))
+            body = _body(delivery, envelope, self._scan, self._before_end)
+            pace.wait_for("connection")
+            stored = await broker.files.upload(body, envelope, authorization)
+        event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
+        return Upload(stored, file_name, body.sha256, event.request_id, int(time.time()))
 
+    async def _turn(self) -> str:
+        """The credential, once it is this upload's turn. What would be refused then anyway takes none."""
+        delivery, broker = self._delivery, self._delivery.broker
+        give_up_at = asyncio.get_running_loop().time() + broker.settings.broker_upstream_wait_seconds
+        if not broker.files.has_credential:  # for an exchange there is a pause, too
+            delivery.pace.wait_for("turn")
+            await _wait_for_pause(await broker.guard.pause.seconds_left(), give_up_at)
+        await self._authorization()
+        if broker.upstream_limit is not None:
+            delivery.pace.wait_for("store")
+            await _check_unused(broker, delivery.grant)
+        broker.guard.check()
+        await _take_turn(delivery, give_up_at)  # or all who waited for one exchange would go on at once
+        return await self._authorization()  # the one from before may have been replaced meanwhile
 
-async def _send(
-    delivery: Delivery, budget: Budget, scan: Scan | None, before_end: BeforeEnd | None
-) -> Upload:
-    """One attempt."""
-    broker, pace, event = delivery.broker, delivery.pace, events.current()
-    pace.wait_for("credential")
-    authorization = await broker.files.authorization(budget)
-    await _take_turn(delivery)  # after it, or all who waited for one token exchange would go on at once
-    async with broker.guard.attempt(lambda: pace.ended_by):
-        pace.wait_for("store")
-        await _spend(broker, delivery.grant)
-        event.attempts = (event.attempts or 0) + 1
-        file_name = delivery.file.file_name
-        envelope = Envelope.around(file_name, filenames.content_type_of(file_name))
-        body = _body(delivery, envelope, scan, before_end)
-        pace.wait_for("connection")
-        stored = await broker.files.upload(body, envelope, authorization)
-    event.route, event.file_id, event.logid = "proxy", stored.file_id, stored.logid
-    return Upload(stored, file_name, body.sha256, event.request_id, int(time.time()))
+    async def _authorization(self) -> str:
+        self._delivery.pace.wait_for("credential")
+        self._is_fetching = True
+        authorization = await self._delivery.broker.files.authorization(self._budget)
+        self._is_fetching = False
+        return authorization
 
 
 def _body(
@@ -274,6 +317,18 @@ async def _check_again(delivery: Delivery) -> None:
             await broker.standing.check_revoked(delivery.grant.caller, generation)
 
 
+async def _check_unused(broker: Services, grant: Grant) -> None:
+    """Whoever comes with a used token learns it before anything is taken for it; ``_spend`` decides."""
+    if grant.token is None or events.current().token_spent:
+        return
+    if await broker.claims.used(_name_of(grant.token)) >= grant.token.uses:
+        raise TokenUsed
+
+
+def _name_of(token: UploadToken) -> str:
+    return f"upload:{token.jti}"
+
+
 async def _spend(broker: Services, grant: Grant) -> None:
     """Use the token up: of two who come with it, one gets in. Once for all attempts.
 
@@ -283,7 +338,7 @@ async def _spend(broker: Services, grant: Grant) -> None:
         return
     seconds_left = max(0, grant.token.finish_by - int(time.time()))
     ttl_seconds = seconds_left + LEEWAY_SECONDS + CLAIM_MARGIN_SECONDS
-    name, token = f"upload:{grant.token.jti}", grant.token
+    name, token = _name_of(grant.token), grant.token
     if not await broker.claims.claim(name, ttl_seconds=ttl_seconds, uses=token.uses, epoch=token.epoch):
         raise TokenUsed
     events.current().token_spent = True

@@ -202,7 +202,7 @@ def _patience(broker: Services) -> Patience:
         slot=settings.broker_pool_wait_seconds,
         turn=settings.broker_upstream_wait_seconds + 1,
         store=STORE_WAIT_SECONDS,
-        credential=connect + read + 1,
+        credential=settings.broker_upstream_retry_seconds + connect + read + 1,
         connection=connect + 1,
         upstream=read,
         answer=read,

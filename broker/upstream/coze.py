@@ -12,6 +12,7 @@ from broker.errors import (
     OutcomeUnknown,
     UpstreamBadAnswer,
     UpstreamCredentialRefused,
+    UpstreamCredentialReplaced,
     UpstreamFailed,
 )
 from broker.transfer.multipart import Envelope
@@ -44,6 +45,11 @@ class CozeFiles:
         self._credential = credential
         self._guard = guard
 
+    @property
+    def has_credential(self) -> bool:
+        """Whether ``authorization`` needs nothing of Coze's."""
+        return self._credential.is_here
+
     async def authorization(self, budget: Budget) -> str:
         """The credential, fetched before a byte of a file is asked for."""
         return await self._credential.get(budget)
@@ -74,6 +80,10 @@ class CozeFiles:
         except UpstreamCredentialRefused as refusal:
             if not refusal.is_replaced:
                 raise
+            if budget.is_over:
+                raise UpstreamCredentialReplaced(
+                    log=refusal.log, logid=refusal.logid, reply=refusal.reply
+                ) from refusal
         return await self._retrieve(file_id, budget)
 
     async def _retrieve(self, file_id: str, budget: Budget) -> StoredFile:

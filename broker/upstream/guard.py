@@ -46,6 +46,11 @@ class Budget(stop_base):
         """Whether it is over by the time of the next attempt: none begins then."""
         return time.monotonic() + retry_state.upcoming_sleep >= self._ends_at
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may be repeated any more."""
+        return time.monotonic() >= self._ends_at
+
 
 class Guard:
     """The breaker, the common pause and the retry budget of one upstream.
@@ -89,7 +94,7 @@ class Guard:
         self, once: Callable[[], Awaitable[Result]], budget: Budget, *, patient: bool = True
     ) -> Result:
         """Make a call that may be repeated, as often as the budget allows. Where it is not ``patient``, it is
-        not repeated when Coze asks for less.
+        not repeated when Coze asks for less, or asked for a pause that is not over.
         """
 
         async def attempt() -> Result:
@@ -152,7 +157,8 @@ def _wait(state: RetryCallState) -> float:
 def _may_pass(error: BaseException, *, patient: bool) -> bool:
     """Whether it may be over the next time: the line, or Coze, had a moment's trouble."""
     if isinstance(error, UpstreamBusy):
-        return patient or not asks_for_less(error)
+        is_of_a_pause = error.reply is None  # then Coze was not asked
+        return patient or not (is_of_a_pause or asks_for_less(error))
     if isinstance(error, UpstreamUnreachable | UpstreamTimeout | UpstreamFailed):
         return True
     return isinstance(error, Refusal) and isinstance(error.__cause__, CLIENT_ERRORS)

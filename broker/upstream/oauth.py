@@ -126,6 +126,10 @@ class Credential(Protocol):
     async def get(self, budget: Budget) -> str:
         """The value for ``Authorization: Bearer``. Raises a refusal when none can be had."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether ``get`` gives one without asking Coze."""
+
     def forget(self, value: str) -> bool:
         """Coze did not take ``value``. Whether ``get`` gives another one now, or will."""
 
@@ -138,6 +142,11 @@ class FixedCredential:
 
     async def get(self, budget: Budget) -> str:  # noqa: ARG002 - the protocol's
         return self.value
+
+    @property
+    def is_here(self) -> bool:
+        """Always."""
+        return True
 
     def forget(self, value: str) -> bool:  # noqa: ARG002 - the protocol's
         """There is no other."""
@@ -170,9 +179,20 @@ class AppCredential:
         self._failure: Refusal | None = None
         self._failed_at = self._replaced_at = -math.inf
 
+    @property
+    def is_here(self) -> bool:
+        return self._usable is not None
+
+    @property
+    def _usable(self) -> AccessToken | None:
+        token = self._token
+        is_good = token is not None and self._now() < token.expires_at - REFRESH_MARGIN_SECONDS
+        return token if is_good else None
+
     async def get(self, budget: Budget) -> str:
-        if self._token is not None and self._now() < self._token.expires_at - REFRESH_MARGIN_SECONDS:
-            return self._token.value
+        token = self._usable
+        if token is not None:
+            return token.value
         if self._failure is not None and self._monotonic() < self._failed_at + REMEMBER_FAILURE_SECONDS:
             raise _again(self._failure)
         if self._pending is None:

@@ -33,6 +33,7 @@ UPSTREAM_CODES = frozenset(
         "upstream_bad_answer",
         "upstream_busy",
         "upstream_credential_refused",
+        "upstream_credential_replaced",
         "upstream_down",
         "upstream_failed",
         "upstream_limit",
