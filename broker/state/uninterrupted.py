@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 def uninterrupted(
     method: Callable[Arguments, Coroutine[Any, Any, Result]],
 ) -> Callable[Arguments, Coroutine[Any, Any, Result]]:
-    """Run what talks to the database to its end, and only then let its caller be cancelled.
+    """Run what must not be left half done to its end, and only then let its caller be cancelled.
 
-    A transaction that is broken off in the midst of a call may stay open: aiosqlite's thread takes the lock
-    all the same, after everybody who would let go of it has left.
+    A transaction of the database's that is broken off in the midst of a call may stay open: aiosqlite's
+    thread takes the lock all the same, after everybody who would let go of it has left.
     """
 
     @functools.wraps(method)

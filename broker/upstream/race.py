@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from broker.state.uninterrupted import uninterrupted
+
 NEXT_SECONDS = 1.0
 """How long one may take before the next is begun, where there is time enough for all."""
 
@@ -26,25 +28,41 @@ async def first_of(
     if len(attempts) == 1:
         return await attempts[0]()
     next_seconds = min(NEXT_SECONDS, within_seconds / (len(attempts) + 1))
-    left, running = list(attempts), set[asyncio.Future[Result]]()
+    running = set[asyncio.Future[Result]]()
     try:
-        while True:
-            if left:
-                running.add(asyncio.ensure_future(left.pop(0)()))
-            patience = next_seconds if left else None
-            await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in running if task.done()]:
-                running.discard(task)
-                error = task.exception()
-                if error is None:
-                    return task.result()
-                if not (left or running):
-                    raise error
-    finally:
+        winner = await _winner(list(attempts), running, next_seconds)
+    except BaseException:
         await _end(running, drop)
+        raise
+    try:
+        await _end(running, drop)
+    except BaseException:  # whoever wanted it has left
+        drop(winner)
+        raise
+    return winner
 
 
+async def _winner(
+    left: list[Callable[[], Awaitable[Result]]], running: set[asyncio.Future[Result]], next_seconds: float
+) -> Result:
+    """The first result; what is under way beside it stays in ``running``."""
+    while True:
+        if left:
+            running.add(asyncio.ensure_future(left.pop(0)()))
+        patience = next_seconds if left else None
+        await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        for task in [task for task in running if task.done()]:
+            running.discard(task)
+            error = task.exception()
+            if error is None:
+                return task.result()
+            if not (left or running):
+                raise error
+
+
+@uninterrupted
 async def _end(running: set[asyncio.Future[Result]], drop: Callable[[Result], Any]) -> None:
+    """What is under way ends at once; a connection may be there all the same."""
     for task in running:
         task.cancel()
     for result in await asyncio.gather(*running, return_exceptions=True):
