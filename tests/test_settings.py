@@ -333,6 +333,22 @@ def test_blanks_around_what_leads_to_coze_mean_nothing(name: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
+    ("base", "audience"),
+    [
+        ("https://api.coze.cn", "api.coze.cn"),
+        ("https://API.Coze.CN:443/", "api.coze.cn"),
+        ("https://api.coze.cn.", "api.coze.cn"),
+        ("https://api.coze.cn.:8443", "api.coze.cn:8443"),
+        ("http://localhost:80", "localhost"),
+        ("http://[::1]:8080", "[::1]:8080"),
+        ("https://203.0.113.7:8443", "203.0.113.7:8443"),
+    ],
+)
+def test_an_assertion_is_for_coze_s_host_however_that_was_written(base: str, audience: str) -> None:
+    assert settings.Settings(coze_api_base=base).coze_host == audience
+
+
+@pytest.mark.parametrize(
     ("written", "meant"), [("NONE", "none"), (" None ", "none"), ("Environment", "environment")]
 )
 def test_a_word_for_the_proxy_is_one_in_any_case(

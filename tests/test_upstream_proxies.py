@@ -14,7 +14,7 @@ import pytest
 
 from broker.errors import Refusal, UpstreamTimeout, UpstreamUnreachable
 from broker.settings import Settings, proxy
-from broker.upstream.client import CLIENT_ERRORS, call, refusal_for
+from broker.upstream.client import CLIENT_ERRORS, USER_AGENT, call, refusal_for
 from broker.upstream.way import Way
 from tests.support.authority import Authority, make_authority
 from tests.support.broker_process import clean_environment, running_broker
@@ -167,7 +167,7 @@ async def test_after_tls_failed_behind_one_address_no_other_is_asked_for_again(
 async def test_a_connect_request_names_its_target_as_host(
     network: Network, authority: Authority, coze: tuple[Coze, int]
 ) -> None:
-    """RFC 9110 §9.3.6; and it carries nothing that is meant for Coze."""
+    """RFC 9110 §9.3.6; and it carries nothing that is meant for Coze, nor of what the broker is made of."""
     _, port = coze
     made, address = proxy_of(network, authority, "http", names={f"{NAME}:{port}": port})
     way = Way(proxy=proxy.parse(f"http://{address}"), ca_file=authority.file)
@@ -177,6 +177,7 @@ async def test_a_connect_request_names_its_target_as_host(
     (head,) = made.heads
     assert head["host"] == f"{NAME}:{port}"
     assert "sat_secret" not in str(head)
+    assert head["user-agent"] == USER_AGENT
 
 
 async def test_socks5_asks_dns_itself_and_checks_what_it_says(
@@ -353,6 +354,8 @@ def test_the_environment_is_read_as_other_clients_read_it(case: str, monkeypatch
         ("https://127.0.0.1", "", False),
         ("http://localhost:2027", "", False),
         ("https://[::1]", "", False),
+        ("https://coze.localhost", "", False),
+        ("https://LOCALHOST.:8443", "", False),
     ],
 )
 def test_addresses_and_this_machine(

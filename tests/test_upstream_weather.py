@@ -276,6 +276,58 @@ def test_a_token_endpoint_that_never_answers_opens_it(folder: Path, sandbox: San
         assert lines_of_the_breaker(broker) == ["coze is down"]
 
 
+def test_a_direct_token_that_the_probes_leave_no_room_for_is_no_token_for_the_broker(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path
+) -> None:
+    """Three slow uploads find out whether Coze is back: whoever comes meanwhile is told to come later."""
+    coze.reply = by_path(exchange=tokens_issued())
+    environment = {**sandbox.environment, "COZE_API_BASE": coze.url}
+    settings = {"BROKER_BREAKER_FAILURES": "3", "BROKER_BREAKER_OPEN_SECONDS": "3"}
+    with running_broker(folder, environment, **settings) as broker, ThreadPoolExecutor(3) as threads:
+        assert upload(broker).status_code == 200
+        with coze.gone():
+            open_breaker(broker)
+        wait_for(lambda: mint(broker).status_code == 200)
+        decided = threading.Event()
+
+        def late(_: Received) -> bytes:
+            decided.wait(10)
+            return answer(STORED)
+
+        coze.reply = by_path(exchange=tokens_issued(), upload=late)
+        asked = len(coze.asked(DROP_IN))
+        probes = [threads.submit(upload, broker) for _ in range(3)]
+        wait_for(lambda: len(coze.asked(DROP_IN)) == asked + 3)
+        refused = mint(broker, route="direct")
+        decided.set()
+        assert_refused(broker, refused, UpstreamDown)
+        assert [probe.result().status_code for probe in probes] == [200] * 3
+
+
+def test_a_clock_that_is_wrong_does_not_open_it(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path
+) -> None:
+    """By it Coze's tokens are over when they come; the operator is told where to look."""
+    coze.reply = by_path(exchange=tokens_issued(-60))
+    environment = {**sandbox.environment, "COZE_API_BASE": coze.url}
+    with running_broker(folder, environment, BROKER_BREAKER_FAILURES="1") as broker:
+        for _ in range(2):
+            refused = upload(broker)
+            assert_refused(broker, refused, UpstreamBadAnswer)
+        assert "clock" in broker.record(refused.headers["x-request-id"])["log"]
+        assert lines_of_the_breaker(broker) == []
+
+
+def test_no_access_token_is_taken_to_live_for_longer_than_any_does(
+    coze: SmallCoze, sandbox: SandboxControl, folder: Path
+) -> None:
+    coze.reply = by_path(exchange=tokens_issued(10**9))
+    with running_broker(folder, {**sandbox.environment, "COZE_API_BASE": coze.url}) as broker:
+        granted = mint(broker, route="direct").json()
+        assert granted["route"] == "direct"
+        assert granted["expires_in"] <= 86_400
+
+
 # --- repeating ------------------------------------------------------------------------------------------
 
 

@@ -168,6 +168,9 @@ OUTCOMES: dict[Outcome, tuple[Refusal, ...]] = {
         UpstreamBusy(reply=Reply(429, 4013)),
         UpstreamBusy(reply=Reply(200, 4013)),
         UpstreamBusy(reply=Reply(200, 4008)),
+        UpstreamBusy(reply=Reply(503, 4008)),
+        UpstreamBusy(reply=Reply(503, 4009)),
+        UpstreamBusy(reply=Reply(503, 4013)),
     ),
     "neither": (
         ClientLeft(),
@@ -201,6 +204,9 @@ def test_what_is_coze_s_fault_and_what_is_not(refusal: Refusal, outcome: Outcome
         (200, 700012006, True),
         (200, 4101, False),
         (401, 4101, False),
+        (401, 4102, False),
+        (401, 0, True),
+        (401, 5000, True),
         (403, None, False),
     ],
 )

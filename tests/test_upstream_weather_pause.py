@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from broker.errors import UpstreamBusy
 from broker.state.redis import Redis
 from broker.upstream.answers import retry_after_seconds
+from broker.upstream.breaker import Breaker
+from broker.upstream.guard import Guard
 from broker.upstream.pause import Pause
 from tests.support.clock import Clock
 from tests.support.redis import RedisServer, opened
@@ -45,6 +48,23 @@ async def test_a_pause_longer_than_any_is_a_clock_s_fault_and_not_kept(
     pause = Pause(redis, max_seconds=30, now=clock)
     redis_server.command("SET", "{cub}:pause", "1", "PX", "40000")
     assert await pause.seconds_left() == 0
+
+
+async def test_who_is_not_patient_does_not_wait_for_the_end_of_a_pause(clock: Clock) -> None:
+    """A page waits for a direct token; for the end of a pause its file can wait in the broker."""
+    pause = Pause(None, max_seconds=30, now=clock)
+    await pause.begin(1)
+    guard = Guard(Breaker("coze", failures=0, open_seconds=1), pause, retry_seconds=15)
+    called: list[None] = []
+
+    async def once() -> None:
+        called.append(None)
+
+    began = time.monotonic()
+    with pytest.raises(UpstreamBusy) as raised:
+        await guard.small_call(once, guard.budget(), patient=False)
+    assert (time.monotonic() - began < 0.9, called) == (True, [])
+    assert raised.value.retry_after_seconds == 1
 
 
 # --- Retry-After ----------------------------------------------------------------------------------------

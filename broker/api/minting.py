@@ -10,7 +10,7 @@ from broker.api.services import Services
 from broker.api.token_request import TokenRequest
 from broker.auth.caller import Caller
 from broker.auth.scopes import FILES_UPLOAD
-from broker.errors import InvalidRequest, Refusal, TypeNotGranted
+from broker.errors import InvalidRequest, Refusal, TypeNotGranted, UpstreamDown
 from broker.observe import events, logs
 from broker.transfer import filenames
 from broker.transfer.multipart import FILE_FIELD, media_type
@@ -81,9 +81,11 @@ class Minting:
         return is_sensitive
 
     async def _try_direct(self, ttl_seconds: int) -> dict[str, Any] | None:
-        """None when Coze gives no token: the file can still go through the broker."""
+        """None when Coze gives no token: the file can still go through the broker, unless Coze is down."""
         try:
             return await self._direct(ttl_seconds)
+        except UpstreamDown:
+            raise  # for the upload it is so, too
         except Refusal as trouble:
             why = f"{trouble.code}: {trouble.log}"
             events.current().log = f"no direct token: {why}"

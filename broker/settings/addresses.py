@@ -15,10 +15,20 @@ EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names address
 def origin_of(url: str) -> str:
     """The origin of a URL as a browser writes it: lower case, no port where it is the usual one."""
     parts = urlsplit(url)
+    return f"{parts.scheme}://{_authority(parts, parts.hostname or '')}"
+
+
+def authority_of(url: str) -> str:
+    """The host of a good address in the form that hosts are compared in, with its port where that is not the
+    usual one.
+    """
+    return _authority(urlsplit(url), hostname_of(url))
+
+
+def _authority(parts: SplitResult, host: str) -> str:
     usual_port = {"http": 80, "https": 443}.get(parts.scheme)
     port = "" if parts.port in (None, usual_port) else f":{parts.port}"
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else (parts.hostname or "")
-    return f"{parts.scheme}://{host}{port}"
+    return f"[{host}]{port}" if ":" in host else f"{host}{port}"
 
 
 def web_address(url: str) -> SplitResult:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.settings import files, hosts, proxy
-from broker.settings.addresses import EVERYWHERE, http_url, is_loopback, origin_of
+from broker.settings.addresses import EVERYWHERE, authority_of, http_url, is_loopback, origin_of
 from broker.settings.oauth_app import OAuthApp, parse_rsa
 
 COZE_MAX_UPLOAD_BYTES = 536_870_912
@@ -477,7 +477,7 @@ class Settings(BaseSettings):
     @property
     def coze_host(self) -> str:
         """Coze's host, with its port where it is not the usual one: the ``aud`` of an assertion."""
-        return urlsplit(self.coze_api_base).netloc
+        return authority_of(self.coze_api_base)
 
     @property
     def coze_proxy(self) -> proxy.Proxy | None:
@@ -491,10 +491,11 @@ class Settings(BaseSettings):
         and only there, plain http is allowed.
         """
         parts = urlsplit(self.coze_api_base)
-        if self.upstream_proxy == "none" or is_loopback(parts.hostname):
+        host = parts.hostname or ""
+        if self.upstream_proxy == "none" or is_loopback(host) or hosts.is_localhost(host):
             return None
         if self.upstream_proxy == "environment":
-            return proxy.of_environment(parts.hostname or "", parts.port or 443)
+            return proxy.of_environment(host, parts.port or 443)
         return "UPSTREAM_PROXY", self.upstream_proxy
 
     @property

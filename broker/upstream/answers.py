@@ -40,8 +40,9 @@ LOGID = re.compile(r"[!-~]{1,128}")
 SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 SAYS_LITTLE = 5000
 """Coze's code for any fault of its own: a status can say more."""
-STORED_OTHERWISE = Reply(200, 0)
-"""Of a :class:`UpstreamBadAnswer`: Coze has a file, but not of the size that was sent."""
+SAID_YES = Reply(200, 0)
+"""Of a :class:`UpstreamBadAnswer`: Coze says yes, but what it gives is not what was asked for: a file of
+another size than was sent, or a token that is over by the broker's clock."""
 UNKNOWN_PATH = (404, 4000)
 """How Coze answers a path that it does not have."""
 
@@ -82,6 +83,7 @@ STALE = frozenset({4100, 700012006})
 """Codes of a credential that Coze does not know, or no longer."""
 LACKS_PERMISSION = 4101
 """Coze knows the credential, and finds a permission missing in it."""
+_WITHOUT_QUOTA = frozenset({4008, 4009})
 NOT_BY_COZE: dict[int, type[Refusal]] = {403: UpstreamRefused, 404: UpstreamRefused}
 """What a status means without Coze's JSON: a firewall or a proxy may have given it, which knows nothing of
 the credential. A 401 is not among them: RFC 9110 §15.5.2 leaves it to the server, and has 407 for proxies."""
@@ -139,11 +141,12 @@ def asks_for_less(refusal: Refusal) -> bool:
 
 
 def is_of_credential(refusal: Refusal) -> bool:
-    """Whether another access token may help: not where Coze knows it, and finds a permission missing."""
+    """Whether another access token may help: not where Coze knows it, and says what else is wrong."""
     reply = refusal.reply
     if not isinstance(refusal, UpstreamCredentialRefused) or reply is None:
         return False
-    return reply.code in STALE or (reply.status == 401 and reply.code != LACKS_PERMISSION)  # noqa: PLR2004 - HTTP's own
+    says_no_more = not reply.code or reply.code == SAYS_LITTLE
+    return reply.code in STALE or (reply.status == 401 and says_no_more)  # noqa: PLR2004 - HTTP's own
 
 
 def outcome_of(refusal: Refusal) -> Outcome:
@@ -151,12 +154,12 @@ def outcome_of(refusal: Refusal) -> Outcome:
     reply = refusal.reply
     if reply is None:
         return "failure" if isinstance(refusal, _FAULTS) else "neither"
-    if isinstance(refusal, UpstreamBadAnswer) and reply == STORED_OTHERWISE:
+    if isinstance(refusal, UpstreamBadAnswer) and reply == SAID_YES:
         return "neither"  # Coze answers, so it is not down; but what it said is not right, either
+    if reply.code in _WITHOUT_QUOTA:
+        return "success"  # whatever the status: an account without quota does not call Coze down
     if 400 <= reply.status < 500 or _is_too_much(reply):  # noqa: PLR2004 - HTTP's own borders
         return "neither" if reply.code is None else "success"
-    if isinstance(refusal, UpstreamBusy) and reply.status < 500:  # noqa: PLR2004 - HTTP's own border
-        return "success"  # an account without quota does not call Coze down
     return "failure" if isinstance(refusal, _FAULTS) else "success"
 
 

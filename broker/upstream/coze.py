@@ -17,7 +17,7 @@ from broker.errors import (
 )
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
-from broker.upstream.answers import STORED_OTHERWISE, Answer, Call, is_of_credential, judge
+from broker.upstream.answers import SAID_YES, Answer, Call, is_of_credential, judge
 from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for, small_call
 from broker.upstream.guard import Budget, Guard
 from broker.upstream.oauth import Credential
@@ -66,7 +66,7 @@ class CozeFiles:
         stored = _stored_file(answer)
         if body.sent != "all" or stored.size != body.file_bytes:
             log = f"Coze confirmed {stored.size} bytes of {body.file_bytes}, sent: {body.sent}"
-            raise UpstreamBadAnswer(log=log, logid=answer.logid, reply=STORED_OTHERWISE)
+            raise UpstreamBadAnswer(log=log, logid=answer.logid, reply=SAID_YES)
         return stored
 
     async def retrieve(self, file_id: str) -> StoredFile:

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import httpx
@@ -32,6 +32,7 @@ from broker.upstream.answers import (
     MAX_LOGGED_MESSAGE,
     NOT_BY_COZE,
     NOT_IN_ITS_WORDS,
+    SAID_YES,
     logid_of,
     retry_after_seconds,
 )
@@ -44,6 +45,7 @@ ASSERTION_SECONDS = 300
 CLOCK_SKEW_SECONDS = 10
 JTI_BYTES = 32
 SERVER_TOKEN_SECONDS = 3600
+MAX_TOKEN_SECONDS = 86_400
 REFRESH_MARGIN_SECONDS = 60
 REMEMBER_FAILURE_SECONDS = 1.0
 """How long a failed exchange is told to those who come after it, instead of being made again."""
@@ -236,15 +238,20 @@ def _again(refusal: Refusal) -> Refusal:
 
 
 def access_token_of(answered: Answered, now: float) -> AccessToken:
-    """The token that the endpoint's answer gives. Raises the refusal that it stands for where it gives none
-    that is still good ``now``, in Unix seconds.
+    """The token that the endpoint's answer gives, for no longer than Coze lets any live.
+
+    Raises the refusal that the answer stands for where it gives none that is still good ``now``, in Unix
+    seconds. One that is over tells of this machine's clock, or of Coze's ``expires_in``, and nothing of
+    whether Coze is well.
     """
     token = _access_token(answered)
     if token.expires_at <= now:
-        raise UpstreamBadAnswer(
-            log=f"a token that expired at {token.expires_at}: is it a lifetime?", reply=Reply(answered.status)
+        log = (
+            f"a token that expired at {token.expires_at}, and it is {int(now)} by this machine's clock: "
+            "is that right, or is the former a lifetime?"
         )
-    return token
+        raise UpstreamBadAnswer(log=log, reply=SAID_YES)
+    return replace(token, expires_at=min(token.expires_at, int(now) + MAX_TOKEN_SECONDS))
 
 
 def _access_token(answered: Answered) -> AccessToken:

@@ -13,7 +13,7 @@ import httpx
 from broker.settings import Proxy, Settings
 from broker.settings.hosts import canonical
 from broker.upstream import tls
-from broker.upstream.client import make_client
+from broker.upstream.client import USER_AGENT, make_client
 from broker.upstream.connector import Connector
 from broker.upstream.resolver import Lookup, Resolver, SystemLookup
 
@@ -106,9 +106,12 @@ class Way:
 
 
 def _http_proxy(proxy: Proxy) -> httpx.Proxy:
-    """As the transport wants it. The password is in a header, since an error shows what is in an address."""
+    """As the transport wants it. The password is in a header, since an error shows what is in an address; the
+    name is the broker's, since the transport's tells its version and Python's.
+    """
+    headers = {"User-Agent": USER_AGENT}
     if proxy.username is None:
-        return httpx.Proxy(proxy.address)
+        return httpx.Proxy(proxy.address, headers=headers)
     pair = f"{proxy.username}:{proxy.password or ''}".encode()
     basic = f"Basic {base64.b64encode(pair).decode()}"  # RFC 7617 §2
-    return httpx.Proxy(proxy.address, headers={"Proxy-Authorization": basic})
+    return httpx.Proxy(proxy.address, headers={**headers, "Proxy-Authorization": basic})
