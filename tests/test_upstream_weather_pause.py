@@ -62,7 +62,7 @@ async def test_who_is_not_patient_does_not_wait_for_the_end_of_a_pause(clock: Cl
 
     began = time.monotonic()
     with pytest.raises(UpstreamBusy) as raised:
-        await guard.small_call(once, guard.budget(), patient=False)
+        await guard.repeated_call(once, guard.budget(), patient=False)
     assert (time.monotonic() - began < 0.9, called) == (True, [])
     assert raised.value.retry_after_seconds == 1
 

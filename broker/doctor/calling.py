@@ -15,7 +15,7 @@ from broker.doctor.scrubbing import clean_text, secrets_of
 from broker.doctor.way import Way
 from broker.errors import Refusal
 from broker.upstream.answers import IN_TROUBLE, UNKNOWN_PATH, code_of, logid_of
-from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, small_call
+from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, timed_call
 from broker.upstream.way import Way as UpstreamWay
 
 MAX_SHOWN = 160
@@ -142,7 +142,7 @@ async def ask(way: Way, method: str, path: str, *, token: str = "", **request: A
         headers["Authorization"] = f"Bearer {token}"
     started = time.monotonic()
     try:
-        answered = await small_call(way.coze, method, path, headers=headers, **request)
+        answered = await timed_call(way.coze, method, path, headers=headers, **request)
     except Refusal as refusal:
         raise CallFailedError(refusal, type(refusal).__name__) from None
     except CLIENT_ERRORS as error:

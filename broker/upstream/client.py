@@ -113,7 +113,7 @@ class Answered:
     content: bytes
 
 
-async def small_call(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> Answered:
+async def timed_call(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> Answered:
     """``call`` for what carries no file: connecting and answering together have a limit, too."""
     limit = client.timeout
     async with asyncio.timeout((limit.connect or 0) + (limit.read or 0)):

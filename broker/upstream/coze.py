@@ -18,7 +18,7 @@ from broker.errors import (
 from broker.transfer.multipart import Envelope
 from broker.transfer.outgoing import OutgoingBody
 from broker.upstream.answers import SAID_YES, Answer, Call, is_of_credential, judge
-from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for, small_call
+from broker.upstream.client import CLIENT_ERRORS, Answered, call, refusal_for, timed_call
 from broker.upstream.guard import Budget, Guard
 from broker.upstream.oauth import Credential
 
@@ -92,11 +92,11 @@ class CozeFiles:
         async def once() -> StoredFile:
             return await self._look_up(file_id, authorization)
 
-        return await self._guard.small_call(once, budget)
+        return await self._guard.repeated_call(once, budget)
 
     async def _look_up(self, file_id: str, authorization: str) -> StoredFile:
         try:
-            answered = await small_call(
+            answered = await timed_call(
                 self._client,
                 "GET",
                 RETRIEVE_PATH,

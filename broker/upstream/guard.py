@@ -90,7 +90,7 @@ class Guard:
             raise
         self.breaker.leave(ticket, "success")
 
-    async def small_call(
+    async def repeated_call(
         self, once: Callable[[], Awaitable[Result]], budget: Budget, *, patient: bool = True
     ) -> Result:
         """Make a call that may be repeated, as often as the budget allows. Where it is not ``patient``, it is

@@ -36,7 +36,7 @@ from broker.upstream.answers import (
     logid_of,
     retry_after_seconds,
 )
-from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, small_call
+from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, timed_call
 from broker.upstream.guard import Budget, Guard
 
 TOKEN_PATH = "/api/permission/oauth2/token"  # noqa: S105 - a path
@@ -93,12 +93,12 @@ class TokenExchange:
         async def once() -> AccessToken:
             return await self._exchange(app, duration_seconds, give_up_at)
 
-        return await self._guard.small_call(once, budget or self._guard.budget(), patient=False)
+        return await self._guard.repeated_call(once, budget or self._guard.budget(), patient=False)
 
     async def _exchange(self, app: OAuthApp, duration_seconds: int, give_up_at: float | None) -> AccessToken:
         try:
             async with asyncio.timeout_at(give_up_at):
-                answered = await small_call(
+                answered = await timed_call(
                     self._client,
                     "POST",
                     TOKEN_PATH,
