@@ -195,14 +195,6 @@ def test_a_name_may_end_in_a_dot(here: Here) -> None:
     assert diagnosis.report["upstream"] == f"https://{HOST}:{server.port}"
 
 
-@pytest.mark.parametrize(("written", "plain"), [("10.1", "10.0.0.1"), ("0x7f.0.0.1", "127.0.0.1")])
-def test_an_address_in_an_old_way_of_writing_is_asked_of_nobody(here: Here, written: str, plain: str) -> None:
-    """The broker's client takes none of those."""
-    env = here.environment(1, COZE_API_BASE=f"https://{written}", UPSTREAM_HOSTS="")
-    diagnosis = diagnose(env, cwd=here.folder)
-    assert_ends_at(diagnosis, "dns", 11, f"old way to write {plain}", f"Write {plain} into COZE_API_BASE")
-
-
 # --- the proxy ----------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,10 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
             ("-a.example", ": no host has such a name."),
             ("a_b.256.1.1.1..", ": no host has such a name."),
             ("256.1.1.1", ": no host has such a name."),
+            ("10.1", ": write the host as 10.0.0.1."),
+            ("0x7f.1:8443", ": write the host as 127.0.0.1."),
+            ("2130706433", ": write the host as 127.0.0.1."),
+            ("010.0.0.1", ": write the host as 8.0.0.1."),
             ("a.example:", "."),
             ("a.example?", "."),
             (f"u:{CANARY}/@a.example", "."),
@@ -226,6 +230,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
             ),
             *(f"http://u:{CANARY}/@proxy.example", f"http://u:{CANARY}#@proxy.example", "http://a b"),
             *("http://a..b:3128", "http://[::1%25lo]:3128", "socks5://-a", "http://256.1.1.1"),
+            *("http://127.1:3128", "socks5://0x7f.1"),
             *(f"http://u:{CANARY}%0a@proxy.example", f"socks5://u:{CANARY * 30}@p", "http://u%3a:p@p"),
         )
     },

@@ -100,14 +100,6 @@ class Asked:
 
 async def examine(way: Way) -> Finding:
     """Sets the way's addresses. Where a proxy applies that resolves names itself, trouble is no failure."""
-    if (plain := _old_fashioned(way.target.host)) is not None:
-        means = "The broker's client takes no such address."
-        return failed(
-            f"{way.target.host} is an old way to write {plain}",
-            means,
-            f"Write {plain} into COZE_API_BASE.",
-            addresses=[plain],
-        )
     fixed = _fixed(way)
     if fixed is not None:
         way.addresses = fixed[0]
@@ -240,14 +232,6 @@ def _listed(addresses: Iterable[str]) -> str:
 
 
 # --- asking ---------------------------------------------------------------------------------------------
-
-
-def _old_fashioned(host: str) -> str | None:
-    """What an IPv4 address means that is not written as four numbers: ``10.1`` is 10.0.0.1."""
-    if not is_address(host) or ":" in host:
-        return None
-    plain = socket.inet_ntoa(socket.inet_aton(host))
-    return None if plain == host else plain
 
 
 def _fixed(way: Way) -> tuple[tuple[str, ...], str] | None:

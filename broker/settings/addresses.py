@@ -51,6 +51,8 @@ def web_address(url: str) -> SplitResult:
         raise ValueError(": nothing listens on port 0")
     if "%" in parts.hostname:
         raise ValueError(": a zone (%) is of one machine alone")
+    if (plain := hosts.plain_ipv4(parts.hostname)) is not None:
+        raise ValueError(f": write the host as {plain}")
     if not hosts.is_host(parts.hostname):
         raise ValueError(": no host has such a name")
     return parts

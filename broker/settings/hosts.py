@@ -32,13 +32,25 @@ def is_localhost(name: str) -> bool:
 
 
 def is_host(text: str) -> bool:
-    """Whether a URL may name its host so: by a name, or by an address that is one on every machine."""
+    """Whether a URL may name its host so: by a name, or by an address that is one on every machine, in a form
+    that every client takes.
+    """
     if is_host_name(text.lower().removesuffix(".")):
         return True
     try:
-        return "%" not in text and (":" in text or bool(socket.inet_aton(text))) and is_address(text)
-    except OSError:
+        ipaddress.ip_address(text)
+    except ValueError:
         return False
+    return "%" not in text
+
+
+def plain_ipv4(text: str) -> str | None:
+    """What an IPv4 address means that is not written as four numbers: ``10.1`` is 10.0.0.1; else None."""
+    try:
+        plain = socket.inet_ntoa(socket.inet_aton(text)) if _OLD_IPV4.fullmatch(text) else text
+    except OSError:
+        return None
+    return None if plain == text else plain
 
 
 def is_address(text: str) -> bool:
