@@ -21,8 +21,10 @@ from broker.doctor.reachability import (
     Reachability,
 )
 from broker.doctor.way import Way
+from tests.support.authority import Authority
 from tests.support.broker_process import Broker, running_broker
-from tests.support.doctor import never_answering
+from tests.support.doctor import HOST, never_answering
+from tests.support.network import ConnectProxy, Coze, Network, SocksProxy, answer
 from tests.support.raw_http import ScriptedUpstream, answering
 from tests.support.sandbox_control import SandboxControl
 from tests.support.waiting import wait_for
@@ -53,6 +55,35 @@ def test_coze_can_be_reached(broker: Broker) -> None:
     assert (answer.status_code, body["success"], body["message"]) == (200, True, "Coze can be reached.")
     assert body["data"]["failed_step"] is None
     assert [each["step"] for each in body["data"]["steps"]] == ["dns", "tcp", "proxy", "tls", "http"]
+
+
+KINDS = ["http", "https", "socks5", "socks5h"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_good"), [("", True), *((kind, is_good) for kind in KINDS for is_good in (True, False))]
+)
+def test_coze_is_looked_for_on_the_way_that_uploads_take(
+    network: Network, authority: Authority, folder: Path, kind: str, *, is_good: bool
+) -> None:
+    """Over TLS, and through a proxy of each kind; one that knows no way to Coze is what is told."""
+    says = answer(UNKNOWN_TOKEN, "X-Tt-Logid: 1", status="401 Unauthorized")
+    port = network.serve(Coze(says), authority.context(HOST))
+    known = {f"{host}:{port}": port for host in (HOST, "127.0.0.1")} if is_good else {}
+    proxy = SocksProxy(names=known) if kind.startswith("socks") else ConnectProxy(names=known)
+    proxy_port = network.serve(proxy, authority.context("127.0.0.1") if kind == "https" else None)
+    settings = {
+        "COZE_API_BASE": f"https://{HOST}:{port}",
+        "COZE_API_TOKEN": "pat_0123456789",
+        "UPSTREAM_CA_FILE": str(authority.file),
+        "UPSTREAM_HOSTS": f"{HOST}=127.0.0.1",
+        "UPSTREAM_PROXY": f"{kind}://127.0.0.1:{proxy_port}" if kind else "none",
+    }
+    with running_broker(folder, settings) as broker:
+        body = httpx.get(broker.url + PATH, headers=broker.auth(), timeout=30).json()
+    assert body["data"]["failed_step"] == (None if is_good else "proxy"), body
+    assert "fault" not in body["message"]
+    assert bool(proxy.asked) is bool(kind)
 
 
 def test_coze_is_away_and_the_broker_stays_ready(lonely: Broker, upstream: ScriptedUpstream) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 from typing import Any
 
+import aiohappyeyeballs
 from python_socks import ProxyType
 from python_socks.async_.asyncio.v2 import Proxy as ProxyClient
 from python_socks.async_.asyncio.v2._stream import AsyncioSocketStream
@@ -80,7 +82,14 @@ class _WayToProxy(ProxyClient):
 
 
 async def _opened(host: str, port: int) -> Stream:
-    return await asyncio.open_connection(host, port, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS)
+    """At the first of the host's addresses that answers. Not asyncio's own option: a broker that runs has
+    uvloop, which does not know it.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    opened = await aiohappyeyeballs.start_connection(
+        found, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, interleave=1
+    )
+    return await asyncio.open_connection(sock=opened)
 
 
 class _HeardStream(AsyncioSocketStream):
