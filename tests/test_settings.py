@@ -496,7 +496,13 @@ def test_what_a_browser_writes_is_an_origin(origin: str) -> None:
     assert settings.is_origin(origin)
 
 
-@pytest.mark.parametrize("base", ["http://127.0.0.1:8", "http://localhost", "http://[::1]:8", "https://a/b/"])
+@pytest.mark.parametrize(
+    "base",
+    [
+        *("http://127.0.0.1:8", "http://localhost", "http://[::1]:8", "https://a/b/"),
+        *("http://localhost.:8", "http://coze.localhost", "http://LOCALHOST"),
+    ],
+)
 def test_https_or_loopback_is_a_good_upstream(base: str) -> None:
     given = settings.Settings(coze_api_base=base, coze_api_token="x")
     assert settings.problems(given) == []

@@ -27,7 +27,7 @@ def judged(way: Way, problems: list[str], unwise: list[str]) -> Finding:
         found, usable = "COZE_API_BASE does not say where Coze is", False
     else:
         # Else the steps behind would send in the clear what the broker would not: it does not start so.
-        usable = way.target.is_tls or settings.is_loopback(way.target.host)
+        usable = way.target.is_tls or settings.is_this_machine(way.target.host)
     if problems:
         means = "The broker does not start with these settings."
         finding = failed(

@@ -12,7 +12,7 @@ from urllib.request import getproxies_environment
 from broker.doctor.connecting import SILENT, patience, trouble_of
 from broker.doctor.finding import Finding, failed, ok, skipped, warning
 from broker.doctor.way import Way
-from broker.settings import env_file, is_loopback
+from broker.settings import env_file, is_this_machine
 from broker.settings.proxy import is_exempt
 
 VARIABLES = ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY", "NO_PROXY")
@@ -114,7 +114,7 @@ def _none(way: Way, given: list[str]) -> Finding:
 def _passed_over(way: Way, facts: dict[str, Any]) -> Finding | None:
     """What looks like a proxy for Coze, and is none."""
     target, no_proxy = way.target, getproxies_environment().get("no", "")
-    is_wanted = way.settings.upstream_proxy == "environment" and not is_loopback(target.host)
+    is_wanted = way.settings.upstream_proxy == "environment" and not is_this_machine(target.host)
     if not is_wanted or is_exempt(target.host, target.port, no_proxy):
         return None
     do = "Set UPSTREAM_PROXY to that address if Coze is to be reached through it."

@@ -123,6 +123,13 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def is_this_machine(host: str) -> bool:
+    """The same of a host that the way to Coze leads to: there ``localhost``, and what ends in it, is never
+    asked of DNS.
+    """
+    return is_loopback(host) or hosts.is_localhost(host)
+
+
 def not_an_origin(value: str) -> str:
     """What to tell whoever wrote ``value`` where an origin belongs."""
     return (

@@ -13,7 +13,14 @@ from urllib.parse import urlsplit
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from broker.settings import ed25519_keys, env_file, files, way_checks
-from broker.settings.addresses import EVERYWHERE, is_loopback, is_origin, not_an_origin, web_address
+from broker.settings.addresses import (
+    EVERYWHERE,
+    is_loopback,
+    is_origin,
+    is_this_machine,
+    not_an_origin,
+    web_address,
+)
 from broker.settings.fields import ASYNC_DRIVERS, PUBLISHABLE_PREFIX, Settings, is_given, read_private_key
 from broker.settings.oauth_app import MIN_RSA_BITS
 from broker.settings.weak_secrets import weakness
@@ -238,7 +245,7 @@ def _url_problems(
     except ValueError as error:
         yield f"{name}: not an address like https://host[:port]{error}."
         return
-    if loopback_only and parts.scheme == "http" and not is_loopback(parts.hostname):
+    if loopback_only and parts.scheme == "http" and not is_this_machine(parts.hostname or ""):
         yield f"{name}: plain http would send credentials in the clear. Use https; http is for loopback only."
 
 

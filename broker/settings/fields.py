@@ -15,7 +15,13 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.settings import files, hosts, proxy
-from broker.settings.addresses import EVERYWHERE, authority_of, http_url, is_loopback, origin_of
+from broker.settings.addresses import (
+    EVERYWHERE,
+    authority_of,
+    http_url,
+    is_this_machine,
+    origin_of,
+)
 from broker.settings.oauth_app import OAuthApp, parse_rsa
 
 COZE_MAX_UPLOAD_BYTES = 536_870_912
@@ -492,7 +498,7 @@ class Settings(BaseSettings):
         """
         parts = urlsplit(self.coze_api_base)
         host = parts.hostname or ""
-        if self.upstream_proxy == "none" or is_loopback(host) or hosts.is_localhost(host):
+        if self.upstream_proxy == "none" or is_this_machine(host):
             return None
         if self.upstream_proxy == "environment":
             return proxy.of_environment(host, parts.port or 443)
