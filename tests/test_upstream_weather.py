@@ -495,6 +495,24 @@ def test_a_large_file_whose_token_was_replaced_may_be_sent_again(
     assert upload(broker, LARGE).status_code == 200
 
 
+def test_a_large_file_is_not_to_be_sent_again_where_even_a_fresh_token_is_refused(
+    broker: Broker, sandbox: SandboxControl
+) -> None:
+    """However much time is between them. One that Coze took before is another matter."""
+    assert upload(broker).status_code == 200
+    await_replaceable()
+    sandbox.fail(path=DROP_IN, status=401, code=4100)
+    assert_refused(broker, upload(broker, LARGE), UpstreamCredentialReplaced)
+    for _ in range(2):
+        await_replaceable()
+        assert_refused(broker, upload(broker, LARGE), UpstreamCredentialRefused)
+    sandbox.heal()
+    assert upload(broker, LARGE).status_code == 200
+    await_replaceable()
+    sandbox.fail(path=DROP_IN, times=1, status=401, code=4100)
+    assert_refused(broker, upload(broker, LARGE), UpstreamCredentialReplaced)
+
+
 def test_a_large_file_that_coze_refuses_for_good_is_not_to_be_sent_again(
     coze: SmallCoze, folder: Path
 ) -> None:

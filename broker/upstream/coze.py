@@ -128,11 +128,13 @@ class CozeFiles:
 
     def _judge(self, asked: Call, answered: Answered, authorization: str) -> Answer:
         try:
-            return judge(asked, answered.status, answered.headers, answered.content)
+            answer = judge(asked, answered.status, answered.headers, answered.content)
         except UpstreamCredentialRefused as refusal:
             # A token that Coze knows, and finds a permission missing in, would come back the same.
             refusal.is_replaced = is_of_credential(refusal) and self._credential.forget(authorization)
             raise
+        self._credential.taken(authorization)
+        return answer
 
 
 def _bearer(authorization: str) -> dict[str, str]:

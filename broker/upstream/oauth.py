@@ -132,8 +132,11 @@ class Credential(Protocol):
     def is_here(self) -> bool:
         """Whether ``get`` gives one without asking Coze."""
 
+    def taken(self, value: str) -> None:
+        """Coze took ``value``."""
+
     def forget(self, value: str) -> bool:
-        """Coze did not take ``value``. Whether ``get`` gives another one now, or will."""
+        """Coze did not take ``value``. Whether ``get`` gives another one, now or soon, that Coze may take."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,9 @@ class FixedCredential:
     def is_here(self) -> bool:
         """Always."""
         return True
+
+    def taken(self, value: str) -> None:
+        """That changes nothing."""
 
     def forget(self, value: str) -> bool:  # noqa: ARG002 - the protocol's
         """There is no other."""
@@ -180,6 +186,9 @@ class AppCredential:
         self._pending: asyncio.Task[AccessToken] | None = None
         self._failure: Refusal | None = None
         self._failed_at = self._replaced_at = -math.inf
+        self._is_replacing = False
+        self._untaken: str | None = None
+        """A token that replaced a refused one, and that Coze has not taken so far."""
 
     @property
     def is_here(self) -> bool:
@@ -207,13 +216,18 @@ class AppCredential:
             raise _again(refusal) from refusal
         return token.value
 
+    def taken(self, value: str) -> None:
+        if value == self._untaken:
+            self._untaken = None
+
     def forget(self, value: str) -> bool:
+        is_of_use = value != self._untaken  # where not even a fresh one is taken, the next one is not, either
         if self._token is None or self._token.value != value:
-            return True  # another caller was here before
+            return is_of_use  # another caller was here before
         if self._monotonic() < self._replaced_at + REPLACE_EVERY_SECONDS:
             return False
-        self._token, self._replaced_at = None, self._monotonic()
-        return True
+        self._token, self._replaced_at, self._is_replacing = None, self._monotonic(), True
+        return is_of_use
 
     async def _fetch(self, budget: Budget) -> AccessToken:
         return await self._exchange.exchange(self._app, duration_seconds=SERVER_TOKEN_SECONDS, budget=budget)
@@ -225,6 +239,8 @@ class AppCredential:
         self._failed_at = self._monotonic()
         if not task.cancelled() and error is None:
             self._token = task.result()
+            self._untaken = self._token.value if self._is_replacing else None
+            self._is_replacing = False
 
 
 def _again(refusal: Refusal) -> Refusal:
