@@ -105,7 +105,8 @@ class Report:
 
 def _leave(code: int, *, at_once: bool) -> NoReturn:
     """A thread that still asks the system's resolver would keep the process for half a minute."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     others = [each for each in threading.enumerate() if each is not threading.main_thread()]
     if at_once or any(not each.daemon for each in others):
         os._exit(code)

@@ -321,6 +321,17 @@ def test_output_that_takes_nothing_is_said_in_one_line(folder: Path, command: st
     assert done.stderr == "error standard output can't be written to (No space left on device).\n"
 
 
+@pytest.mark.parametrize("arguments", ["doctor --timeout 1", "doctor --json --timeout 1", "config"])
+def test_without_an_output_nothing_is_said_of_it(folder: Path, arguments: str) -> None:
+    """As under a supervisor that closes it. The exit code is what tells, then."""
+    environment = clean_environment() | {"COZE_API_BASE": "https://127.0.0.1:1", "COZE_API_TOKEN": "sat_1"}
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *arguments.split()]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (12 if "doctor" in arguments else 0, "")
+
+
 def test_the_version_and_the_commands_are_told() -> None:
     assert run_command("--version", environment=clean_environment()).stdout.strip() == __version__
     shown = run_command("--help", environment=clean_environment()).stdout

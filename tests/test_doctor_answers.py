@@ -439,3 +439,24 @@ def test_a_redirect_may_be_a_studios_own(folder: Path) -> None:
     diagnosis = other(folder, lambda _: page)
     assert diagnosis.exit_code == 15
     assert "check COZE_API_BASE" in diagnosis["http"]["do"]
+
+
+# --- what is no answer --------------------------------------------------------------------------------------
+
+
+NO_ANSWERS = {
+    "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "cut": http_answer(b"{" * 9, "application/json")[:-5],
+    "endless": http_answer(b"x" * 99_999, "text/plain"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ANSWERS)
+def test_what_is_no_answer_in_http_is_told_without_a_word_of_uploads(folder: Path, kind: str) -> None:
+    diagnosis = other(folder, lambda _: NO_ANSWERS[kind])
+    step = diagnosis["http"]
+    assert (diagnosis.exit_code, step["status"]) == (15, "failed"), diagnosis.printed
+    told = f"{step['found']} {step['means']} {step['do']}"
+    assert "no whole answer in HTTP" in told
+    assert "COZE_API_BASE" in told
+    assert not re.search("stored|upload|--timeout", told)

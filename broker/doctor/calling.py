@@ -13,7 +13,7 @@ import httpx
 
 from broker.doctor.scrubbing import clean_text, secrets_of
 from broker.doctor.way import Way
-from broker.errors import Refusal
+from broker.errors import Refusal, UpstreamBadAnswer
 from broker.upstream.answers import IN_TROUBLE, UNKNOWN_PATH, code_of, logid_of
 from broker.upstream.client import CLIENT_ERRORS, Answered, refusal_for, timed_call
 from broker.upstream.way import Way as UpstreamWay
@@ -21,12 +21,21 @@ from broker.upstream.way import Way as UpstreamWay
 MAX_SHOWN = 160
 
 
+SENTENCES = {
+    "upstream_unreachable": "the connection failed",
+    "upstream_timeout": "none came in time",
+    "upstream_aborted": "the connection ended too early",
+}
+
+
 class CallFailedError(Exception):
-    """No answer came: the word for it, and the sentence that a caller of the broker would get."""
+    """No answer came: the broker's word for it, and a sentence. A caller's own would speak of its file."""
 
     def __init__(self, refusal: Refusal, cause: str) -> None:
-        super().__init__(refusal.detail)
-        self.code, self.sentence, self.cause = refusal.code, refusal.detail, cause
+        self.code, self.cause = refusal.code, cause
+        self.sentence = SENTENCES.get(refusal.code, "what came is no whole answer in HTTP")
+        self.is_bad_answer = isinstance(refusal, UpstreamBadAnswer)
+        super().__init__(self.sentence)
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,23 @@ async def examine(way: Way) -> Finding:
     try:
         reply = await ask(way, "GET", RETRIEVE_PATH, params=NO_FILE)
     except CallFailedError as error:
-        return failed(
-            f"no answer: {error.sentence}",
-            "The connection stands, and HTTP over it does not get through.",
-            "Look at what stands in between; try again with a longer --timeout.",
-            code=error.code,
-            cause=error.cause,
-        )
+        return _unanswered(error)
     way.anonymous, now = reply, time.time()
     way.clock_ahead_seconds = clock_ahead_seconds(reply.headers.get("date", ""), now)
     return judged(way, reply, now)
+
+
+def _unanswered(error: CallFailedError) -> Finding:
+    facts = {"code": error.code, "cause": error.cause}
+    if error.is_bad_answer:
+        means = "Another service is at this address, or something on the way breaks answers off."
+        return failed(f"no answer: {error.sentence}", means, "Check COZE_API_BASE, its port too.", **facts)
+    return failed(
+        f"no answer: {error.sentence}",
+        "The connection stands, and HTTP over it does not get through.",
+        "Look at what stands in between; try again with a longer --timeout.",
+        **facts,
+    )
 
 
 def judged(way: Way, reply: Reply, now: float) -> Finding:
