@@ -113,6 +113,23 @@ async def test_no_connection_is_called_what_it_is(network: Network, authority: A
     ]
 
 
+async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """In the middle of the handshake, without a word."""
+    await reader.read(1)
+    writer.transport.abort()
+
+
+async def test_a_connection_that_fails_without_words_has_some_in_the_log(
+    network: Network, authority: Authority
+) -> None:
+    """Of a socket that was only closed the system has nothing to say."""
+    port = network.serve(hangs_up)
+    refusal = await refused(Way(), f"https://127.0.0.1:{port}")
+    assert "None" not in (refusal.log or "")
+    assert "ConnectionResetError" in (refusal.log or "")
+    assert refusal_for(TimeoutError()).log == "TimeoutError: no answer in time"
+
+
 # --- which addresses a name may lead to -----------------------------------------------------------------
 
 SPECIAL = {

@@ -92,7 +92,14 @@ def _told(error: Exception) -> str:
     """For the operator, by aiohttp's name: the transport calls a refused connection a time-out, too."""
     cause = error.__cause__
     named = cause if isinstance(cause, aiohttp.ClientError) and not _was_too_slow(error) else error
-    return f"{type(named).__name__}: {error}"
+    return f"{type(named).__name__}: {_words(named)}"
+
+
+def _words(error: BaseException) -> str:
+    """The error's own, where it has some: a connection that was only closed, or only waited for, has none."""
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.strerror is None:
+        return str(error).replace("[None]", f"[{type(error.os_error).__name__}]")
+    return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else repr(error))
 
 
 def _was_too_slow(error: Exception) -> bool:
