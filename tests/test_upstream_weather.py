@@ -721,6 +721,20 @@ def test_who_needs_an_access_token_waits_for_the_end_of_a_pause_like_all_others(
             assert time.monotonic() - began > pause_seconds - 1
 
 
+def test_a_slow_exchange_is_not_taken_from_the_patience_for_a_turn(
+    folder: Path, sandbox: SandboxControl
+) -> None:
+    """One upload a second, two at once, and an exchange for longer than anybody would wait for a turn."""
+    settings = {"BROKER_UPSTREAM_UPLOADS_PER_SECOND": "1", "BROKER_UPSTREAM_WAIT_SECONDS": "2"}
+    sandbox.fail(path=TOKEN, times=1, delay_seconds=3)
+    with (
+        running_broker(folder, sandbox.environment, **settings) as broker,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        answers = list(threads.map(lambda _: upload(broker), range(2)))
+    assert [each.status_code for each in answers] == [200, 200]
+
+
 def test_a_token_that_was_used_costs_no_turn(folder: Path, sandbox: SandboxControl) -> None:
     """One upload in four seconds: whoever comes with it again waits for none, and holds up nobody."""
     settings = {"BROKER_UPSTREAM_UPLOADS_PER_SECOND": "0.25", "BROKER_UPSTREAM_WAIT_SECONDS": "6"}

@@ -263,11 +263,15 @@ class _Sending:
     async def _turn(self) -> str:
         """The credential, once it is this upload's turn. What would be refused then anyway takes none."""
         delivery, broker = self._delivery, self._delivery.broker
-        give_up_at = asyncio.get_running_loop().time() + broker.settings.broker_upstream_wait_seconds
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + broker.settings.broker_upstream_wait_seconds
         if not broker.files.has_credential:  # for an exchange there is a pause, too
             delivery.pace.wait_for("turn")
-            await _wait_for_pause(await broker.guard.pause.seconds_left(), give_up_at)
+            while await _wait_for_pause(await broker.guard.pause.seconds_left(), give_up_at):
+                pass  # meanwhile another one may have begun
+        began = loop.time()
         await self._authorization()
+        give_up_at += loop.time() - began  # the patience is for a turn
         if broker.upstream_limit is not None:
             delivery.pace.wait_for("store")
             await _check_unused(broker, delivery.grant)

@@ -82,7 +82,10 @@ class CozeFiles:
                 raise
             if budget.is_over:
                 raise UpstreamCredentialReplaced(
-                    log=refusal.log, logid=refusal.logid, reply=refusal.reply
+                    "Coze refused the broker's access token, and it was replaced. Ask again.",
+                    log=refusal.log,
+                    logid=refusal.logid,
+                    reply=refusal.reply,
                 ) from refusal
         return await self._retrieve(file_id, budget)
 

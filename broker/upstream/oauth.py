@@ -189,6 +189,7 @@ class AppCredential:
         self._is_replacing = False
         self._untaken: str | None = None
         """A token that replaced a refused one, and that Coze has not taken so far."""
+        self._is_fresh_refused = False
 
     @property
     def is_here(self) -> bool:
@@ -217,11 +218,14 @@ class AppCredential:
         return token.value
 
     def taken(self, value: str) -> None:
+        self._is_fresh_refused = False
         if value == self._untaken:
             self._untaken = None
 
     def forget(self, value: str) -> bool:
-        is_of_use = value != self._untaken  # where not even a fresh one is taken, the next one is not, either
+        if value == self._untaken:
+            self._is_fresh_refused = True
+        is_of_use = not self._is_fresh_refused  # else the next one is not taken, either
         if self._token is None or self._token.value != value:
             return is_of_use  # another caller was here before
         if self._monotonic() < self._replaced_at + REPLACE_EVERY_SECONDS:
@@ -235,7 +239,8 @@ class AppCredential:
     def _fetched(self, task: asyncio.Task[AccessToken]) -> None:
         self._pending = None
         error = None if task.cancelled() else task.exception()
-        self._failure = error if isinstance(error, Refusal) else None
+        is_of_a_pause = isinstance(error, UpstreamBusy) and error.reply is None  # Coze was not asked
+        self._failure = error if isinstance(error, Refusal) and not is_of_a_pause else None
         self._failed_at = self._monotonic()
         if not task.cancelled() and error is None:
             self._token = task.result()
