@@ -22,12 +22,14 @@ FORBIDDEN = 403
 SOCKS_REPLY = "its SOCKS reply is"
 SOCKS_REFUSALS = range(1, 9)
 """What a SOCKS proxy says when it can't or won't connect (RFC 1928 §6)."""
-OF_THE_ENVIRONMENT = (
-    "The environment names it, so the service needs that variable in its own environment, too."
-)
+OF_THE_ENVIRONMENT = "; the service needs that variable in its own environment, too"
 OTHER_SCHEMES = "it wants NTLM or Kerberos, which the broker does not speak"
 USE_LOCAL_PROXY = "put a small local proxy that does (cntlm, px) in between"
-_SCHEME = re.compile(rb"^proxy-authenticate:[ \t]*([!-+\--~]+)", re.IGNORECASE | re.MULTILINE)
+NOT_BASIC = "It wants another kind than Basic, which is all that the broker speaks."
+_FIELD = re.compile(rb"^proxy-authenticate:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_SCHEME = re.compile(rb"(?:^|,)[ \t]*([a-z][a-z0-9-]*)(?=[ \t]*(?:,|$)|[ \t]+[^ \t=,])", re.IGNORECASE)
+"""Several may stand in one line, each with parameters behind it (RFC 9110 §11.6.1)."""
+_OF_WINDOWS = {b"ntlm", b"negotiate", b"kerberos"}
 
 
 async def examine(way: Way) -> Finding:
@@ -52,14 +54,16 @@ async def examine(way: Way) -> Finding:
     if trouble:
         return judged(where, trouble, waited=patience(way), facts=facts)
     found = f"{where} lets us through, {(time.monotonic() - started) * 1000:.0f} ms"
-    return Finding("ok", found, "" if named[0] == "UPSTREAM_PROXY" else OF_THE_ENVIRONMENT, facts=facts)
+    return ok(found + ("" if named[0] == "UPSTREAM_PROXY" else OF_THE_ENVIRONMENT), **facts)
 
 
 def _password(where: str, heard: bytes, *, has_one: bool, facts: dict[str, Any]) -> Finding:
     """``heard``: what an HTTP proxy answered, which names the ways to say who one is (RFC 9110 §11.7.1)."""
     found, write = f"{where} asks for a password", "Write name and password into the proxy's URL"
     write += ": http://name:password@host:port, with %XX for special signs"
-    schemes = {each.lower() for each in _SCHEME.findall(heard)}
+    schemes = {each.lower() for line in _FIELD.findall(heard) for each in _SCHEME.findall(line)}
+    if schemes and not schemes & {b"basic", *_OF_WINDOWS}:
+        return failed(found, NOT_BASIC, "Have it offer Basic, or take another proxy.", **facts)
     if schemes and b"basic" not in schemes:
         means = f"I{OTHER_SCHEMES[1:]}."
         return failed(found, means, f"P{USE_LOCAL_PROXY[1:]}.", **facts)
