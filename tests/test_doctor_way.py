@@ -363,7 +363,8 @@ def test_an_address_whose_tls_is_silent_takes_all_the_time_there_is(here: Here) 
     """The broker's, too: connecting has one time-out for all addresses."""
     with two_addresses(here, never_answering) as env:
         diagnosis = diagnose(env, cwd=here.folder, timeout="1")
-    assert_ends_at(diagnosis, "tls", 14, "127.0.0.9", "upstream_timeout", f"UPSTREAM_HOSTS={HOST}=127.0.0.1")
+    words = ("127.0.0.9", "upstream_timeout", f"UPSTREAM_HOSTS={HOST}=127.0.0.1", "1 s", "longer --timeout")
+    assert_ends_at(diagnosis, "tls", 14, *words)
 
 
 def test_all_addresses_have_to_fail_for_the_way_to_end(here: Here) -> None:

@@ -269,7 +269,8 @@ def _half_good(way: Way, error: Exception, other: Shaken) -> Finding:
     do = f"Set UPSTREAM_HOSTS={way.target.host}={other.address}, or have {first} looked at."
     facts = {"address": other.address, "troubles": {first: trouble}}
     if isinstance(error, TimeoutError):
-        return failed(found, NO_TIME, do, **facts)
+        do += " If the line is only slow, look again with a longer --timeout."
+        return failed(f"{found} ({patience(way)})", NO_TIME, do, **facts)
     means = f"{first} is another's server, or has trouble. The broker goes on to the next address."
     return warning(found, means, do, **facts)
 
